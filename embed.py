@@ -1,0 +1,732 @@
+"""Turn a video of a talking face into a trajectory of W+ codes.
+
+    python embed.py video.mp4                                     # latents.npy, latents.json, latents.png
+    python embed.py video.mp4 --model ffhq -o codes/video.npy     # photographs of people: the paper's image model
+    python embed.py part1.mp4 part2.mp4 frames/                   # several sources, each a clip of its own or more
+    python embed.py hands.mp4 --model hands.pt --align none       # footage without faces: centre square
+
+Two passes over the video, frame by frame. The first finds the eye corners, which are then smoothed over time; the second
+crops and encodes. Shapes: T frames, L style rows, D style width; frames (H, W, 3) uint8 RGB; points (68, 2) float, x right
+and y down in pixels, pixel centres at whole numbers. "Left" and "right" are as seen in the picture.
+"""
+
+import argparse
+import collections
+import functools
+import importlib.util
+import json
+import math
+import os
+import queue
+import re
+import sys
+import threading
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import cv2
+import dlib
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from models import InputError, load_image_model
+
+# Crop (paper, sec. 3, Data Preprocessing: as FFHQ, but from the eye corners only, never the mouth)
+SIDE = 4.0            # crop side in eye distances |e|: FFHQ's 2 max(2 |e|, 1.8 |m|) without its mouth term
+DROP = 0.11           # crop centre below the eyes' midpoint, in |e|. FFHQ's is 0.1 m with m the way to the mouth;
+#                       ours: |m| is about 1.1 |e|, and the mouth may not be asked
+# Low-pass filters: Gaussians in seconds. The paper filters rotation and scale and does not say how strongly
+ROTATION_SIGMA = 0.4  # ours: a nod or a tilt of the head stays in the crop, landmark noise goes
+SCALE_SIGMA = 0.8     # ours: twice that, since |e| shrinks as a head turns and the crop should not zoom in on it
+POSITION_SIGMA = 0.04  # ours: one frame at 25 fps, as STIT (Tzaban et al. 2022) smooths its crop centre
+# Face track
+GAP = 8               # ours: frames without a face, at most, that are interpolated; longer gaps split the clip
+JUMP = 0.5            # ours: eye distances per frame that no head moves at; the track has gone to another face or shot
+RESIZE = 1.5          # ours: change of the eye distance between neighbouring found frames that means another face
+CUT = 0.08            # ours: mean change of brightness of the 32 x 32 thumbnails (range 1) that can be a cut, and is one
+CUT_RATIO = 4.0       # ours: when this many times the running mean of the changes before it
+SHORT_SIDES = (256, 512, 1024)  # ours: the picture is searched at these sizes in turn; dlib finds faces from 80 px
+SEARCH_EVERY = 8      # ours: while no face is in sight, the larger sizes are searched in every 8th frame only
+KEEP_SCORE = -0.5     # ours: a face already tracked may score less than dlib's 0 and stays (a turned head does)
+PATCH, BOX = 480, 288  # ours: landmarks are fitted in a patch of 480 px with the face box in its middle 288 px
+BOX_RMS = 2.88        # dlib detector's box side over the root mean square spread of the 68 points; ours, measured
+BOX_SHIFT = (-0.03, -0.12)  # its centre against the points' mean, same unit; ours, measured on real and drawn heads
+SHAKES = ((0, 0, 0), (-15, 0, 0), (15, 0, 0), (0, -15, 0), (0, 15, 0), (0, 0, 12), (0, 0, -12))  # x, y and growth of the
+#                       box, px of the patch: landmarks are averaged over shifted boxes as in StyleInV (suppl. D). Ours:
+#                       which ones. Measured on two clips: the eye line's noise falls from 0.31 / 0.43 to 0.27 / 0.25 deg
+# The rest
+PICTURES = {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff"}
+FOLDER_FPS = 25.0     # of a folder of pictures; ours: the paper's footage is 25 fps
+SHEET = 12            # pictures on the preview sheet; ours
+RENDERED = 120        # frames whose reconstruction is measured, evenly spaced; ours: rendering costs as much as encoding
+
+
+# ------------------------------------------------------------------------------------------------------------------
+# Reading
+# ------------------------------------------------------------------------------------------------------------------
+
+def picture_files(path):
+    """Picture files of a folder in natural order (2 before 10), [path] for a single picture, [] for a video."""
+    path = Path(path)
+    if path.is_dir():
+        files = [f for f in path.iterdir() if f.suffix.lower() in PICTURES and not f.name.startswith(".")]
+        if not files:
+            raise InputError(f"{path} holds no pictures; give a video or a folder of {', '.join(sorted(PICTURES))} files.")
+        return sorted(files, key=lambda f: [int(s) if s.isdigit() else s.lower() for s in re.split(r"(\d+)", f.name)])
+    return [path] if path.suffix.lower() in PICTURES else []
+
+
+def read_picture(path):
+    """Picture file -> (H, W, 3) uint8 RGB, turned as its EXIF orientation says."""
+    try:
+        data = np.fromfile(path, np.uint8)          # not cv2.imread, which fails on some names under Windows
+    except OSError as error:
+        raise InputError(f"{path} cannot be read ({error.strerror}); name a picture that can.") from None
+    image = cv2.imdecode(data, cv2.IMREAD_COLOR) if data.size else None
+    if image is None:
+        raise InputError(f"{path} is not a readable picture; remove or replace it.")
+    return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+
+
+def read_video(path, pixels="rgb24", times=None):
+    """Yield the frames of a video, or of a folder of pictures, upright and with square pixels, one at a time.
+
+    pixels: "rgb24" for (H, W, 3) uint8 RGB, "gray" for (H, W) uint8. times: a list that receives the presentation time of
+    every yielded frame in seconds, None for pictures and for streams without timestamps.
+    Raises InputError; a video that breaks off is read as far as it goes, with a warning on stderr.
+    """
+    files = picture_files(path)
+    for file in files:
+        image = read_picture(file)
+        if times is not None:
+            times.append(None)
+        yield cv2.cvtColor(image, cv2.COLOR_RGB2GRAY) if pixels == "gray" else image
+    if files:
+        return
+    count = 0
+    try:
+        with av.open(str(path)) as container:
+            if not container.streams.video:
+                raise InputError(f"{path} has no picture track (audio only); give a video or a folder of pictures.")
+            stream = container.streams.video[0]
+            stream.thread_type = "AUTO"
+            for frame in container.decode(stream):
+                aspect = frame.sample_aspect_ratio if hasattr(frame, "sample_aspect_ratio") else None
+                aspect = aspect or stream.sample_aspect_ratio or Fraction(1)
+                image = frame.to_ndarray(format=pixels, width=round(frame.width * float(aspect)), height=frame.height)
+                # display matrix: phones store sideways frames. Whole quarter turns, counter-clockwise
+                image = np.ascontiguousarray(np.rot90(image, round(frame.rotation / 90)))
+                if times is not None:
+                    times.append(frame.time)
+                count += 1
+                yield image
+    except FileNotFoundError:
+        raise InputError(f"{path} does not exist; give a video or a folder of pictures.") from None
+    except PermissionError:
+        raise InputError(f"{path} may not be read; change its permissions.") from None
+    except av.FFmpegError as error:
+        if not count:
+            raise InputError(f"{path} is not a video that FFmpeg can read ({error.strerror or error}); it may be cut "
+                             f"short or of another format: get it again or convert it.") from None
+        print(f"embed.py: {path} is damaged after frame {count}; the frames before it are used.", file=sys.stderr)
+    if not count:
+        raise InputError(f"{path} holds no complete frame; get it again or convert it.")
+
+
+def frame_total(path):
+    """Number of frames that the source says it has, None when it says nothing. For progress bars and warnings."""
+    files = picture_files(path)
+    if files:
+        return len(files)
+    try:
+        with av.open(str(path)) as container:
+            return container.streams.video[0].frames or None
+    except (av.FFmpegError, OSError, IndexError):
+        return None                                  # read_video says what is wrong
+
+
+def prefetch(items, depth=16):
+    """Run an iterator in a thread, at most `depth` items ahead: decoding (without the GIL) overlaps computing."""
+    box, stop = queue.Queue(depth), threading.Event()
+
+    def put(kind, value):
+        while not stop.is_set():
+            try:
+                return box.put((kind, value), timeout=0.1)
+            except queue.Full:
+                continue
+
+    def work():
+        try:
+            for item in items:
+                put("item", item)
+                if stop.is_set():
+                    return
+            put("end", None)
+        except BaseException as error:               # raised again where the items are used
+            put("error", error)
+
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    try:
+        while True:
+            kind, value = box.get()
+            if kind == "error":
+                raise value
+            if kind == "end":
+                return
+            yield value
+    finally:
+        stop.set()
+        thread.join()
+
+
+def frame_grid(times, fps=None):
+    """Times of the source frames -> (frames per second, index of the source frame shown at each step of that rate).
+
+    times: seconds, (n,). fps: wanted rate, None for the source's. A constant rate is kept frame by frame; a variable one is
+    resampled to its most usual rate: each step shows the frame nearest in time.
+    """
+    n = len(times)
+    if n < 2:
+        return fps or FOLDER_FPS, np.arange(n)
+    times = np.asarray(times) - times[0]
+    rate = (n - 1) / times[-1]
+    constant = np.abs(times - np.arange(n) / rate).max() < 0.5 / rate
+    if constant and (fps is None or abs(fps - rate) < 1e-3 * rate):
+        return rate, np.arange(n)
+    rate = fps or 1 / np.median(np.diff(times))
+    steps = np.arange(int(times[-1] * rate + 1e-6) + 1) / rate
+    after = np.clip(np.searchsorted(times, steps), 1, n - 1)
+    return rate, after - (steps - times[after - 1] <= times[after] - steps)
+
+
+# ------------------------------------------------------------------------------------------------------------------
+# Landmarks
+# ------------------------------------------------------------------------------------------------------------------
+
+def dlib_file(name):
+    """Path of a dlib model inside the package face_recognition_models, which need not be importable."""
+    spec = importlib.util.find_spec("face_recognition_models")
+    path = Path(next(iter(spec.submodule_search_locations))) / "models" / name if spec else None
+    if path is None or not path.exists():
+        raise InputError(f"dlib's {name} is missing; install it with: pip install face_recognition_models")
+    return str(path)
+
+
+@functools.cache
+def detector():
+    return dlib.get_frontal_face_detector()
+
+
+@functools.cache
+def predictor():
+    return dlib.shape_predictor(dlib_file("shape_predictor_68_face_landmarks.dat"))
+
+
+@functools.cache
+def descriptor_network():
+    return dlib.face_recognition_model_v1(dlib_file("dlib_face_recognition_resnet_model_v1.dat"))
+
+
+def eyes(points):
+    """(..., 68, 2) -> midpoint E of the eyes (..., 2) and the vector e from the left eye to the right (..., 2).
+
+    An eye is the midpoint of its two corners, which stay when it blinks.
+    """
+    left, right = points[..., [36, 39], :].mean(-2), points[..., [42, 45], :].mean(-2)
+    return (left + right) / 2, right - left
+
+
+def square(C, x):
+    """Centre (..., 2) and half-axis (..., 2) pointing right -> quad (..., 4, 2): top left, bottom left, bottom right,
+    top right."""
+    y = np.stack([-x[..., 1], x[..., 0]], -1)
+    return np.stack([C - x - y, C - x + y, C + x + y, C + x - y], -2)
+
+
+def crop_quad(E, angle, distance):
+    """Eye midpoint (..., 2), angle of the eye line (...), eye distance (...) -> crop quad (..., 4, 2)."""
+    d = np.stack([np.cos(angle), np.sin(angle)], -1)                            # (..., 2), along the eyes
+    down = np.stack([-d[..., 1], d[..., 0]], -1)
+    distance = np.asarray(distance)[..., None]
+    return square(E + DROP * distance * down, SIDE / 2 * distance * d)
+
+
+def warp(image, quad, size):
+    """Cut a square quad (4, 2) out of a picture (H, W[, 3]), anti-aliased -> (size, size[, 3]); mirrored beyond the edge.
+
+    As FFHQ does: sample at least as finely as the source, then average down by a whole number.
+    """
+    top_left, bottom_left, _, top_right = quad
+    m = max(1, math.ceil(np.linalg.norm(top_right - top_left) / size))
+    n = m * size
+    axes = np.stack([top_right - top_left, bottom_left - top_left], 1) / n      # (2, 2): px of the source per px
+    start = top_left + axes @ (0.5, 0.5)                                        # the centre of the first pixel
+    image = cv2.warpAffine(image, np.column_stack([axes, start]), (n, n), borderMode=cv2.BORDER_REFLECT_101,
+                           flags=cv2.INTER_CUBIC | cv2.WARP_INVERSE_MAP)
+    return cv2.resize(image, (size, size), interpolation=cv2.INTER_AREA) if m > 1 else image
+
+
+def face_quad(points):
+    """Points (68, 2) -> quad (4, 2) of a patch turned with the face, its middle BOX/PATCH the box dlib would detect."""
+    d = eyes(points)[1]
+    d = d / np.linalg.norm(d)
+    down = np.array([-d[1], d[0]])
+    mean = points.mean(0)
+    rms = np.sqrt(((points - mean) ** 2).sum(1).mean())
+    C = mean + rms * (BOX_SHIFT[0] * d + BOX_SHIFT[1] * down)
+    return square(C, BOX_RMS * rms / 2 * PATCH / BOX * d)
+
+
+def fit(gray, quad):
+    """Landmarks (68, 2) of the face in the middle of a quad of a grey picture (H, W), and the patch they were fitted in.
+
+    The predictor runs on boxes shifted by a little, and its answers are averaged. The patch, not the picture, is what it
+    sees: upright, of one size, and so fine that dlib's rounding to whole pixels does not matter.
+    """
+    patch, edge, points = warp(gray, quad, PATCH), (PATCH - BOX) // 2, []
+    for x, y, grow in SHAKES:
+        box = dlib.rectangle(edge + x - grow, edge + y - grow, edge + BOX + x + grow, edge + BOX + y + grow)
+        points.append([(p.x, p.y) for p in predictor()(patch, box).parts()])
+    share = (np.mean(points, 0) + 0.5) / PATCH                                  # (68, 2) in [0, 1] of the quad
+    top_left, bottom_left, _, top_right = quad
+    return top_left + share[:, :1] * (top_right - top_left) + share[:, 1:] * (bottom_left - top_left), patch
+
+
+def detect(gray, short):
+    """Faces of a grey picture searched at a short side of `short` px -> (n, 4): left, top, width, height."""
+    scale = short / min(gray.shape)
+    size = (round(gray.shape[1] * scale), round(gray.shape[0] * scale))
+    small = cv2.resize(gray, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR)
+    boxes = [(r.left(), r.top(), r.width(), r.height()) for r in detector()(small, 0)]
+    return np.array(boxes, float).reshape(-1, 4) / scale
+
+
+def fit_box(gray, box):
+    """Landmarks (68, 2) of the face in a detector's box. Fitted anew until they no longer depend on the box."""
+    C, half = box[:2] + box[2:] / 2, box[2:].mean() / 2
+    points, _ = fit(gray, square(C, np.array([half * PATCH / BOX, 0.0])))
+    for _ in range(2):
+        points, _ = fit(gray, face_quad(points))
+    return points
+
+
+def landmarks(frame):
+    """Picture (H, W, 3) uint8 RGB or (H, W) -> the 68 points (68, 2) of its largest face, None where there is none."""
+    gray = frame if frame.ndim == 2 else cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY)
+    for short in SHORT_SIDES:
+        boxes = detect(gray, short)
+        if len(boxes):
+            return fit_box(gray, boxes[boxes[:, 2].argmax()])
+    return None
+
+
+def face_measures(points):
+    """What a face does, from its points (68, 2), free of the head's place, size and roll.
+
+    mouth_opening: distance of the inner lips (62, 66) over the eye distance. eye_opening: mean of both eyes' heights over
+    their widths. yaw: the nose tip's offset from the eyes' midpoint along the eye line, over the eye distance.
+    """
+    E, e = eyes(points)
+    distance = np.linalg.norm(e)
+    lengths = np.linalg.norm(points[[37, 38, 36, 43, 44, 42]] - points[[41, 40, 39, 47, 46, 45]], axis=1)
+    return {"mouth_opening": float(np.linalg.norm(points[66] - points[62]) / distance),
+            "eye_opening": float((lengths[:2].mean() / lengths[2] + lengths[3:5].mean() / lengths[5]) / 2),
+            "yaw": float((points[30] - E) @ e / distance ** 2)}
+
+
+def descriptor(frame, points):
+    """Identity of the face with these points (68, 2) in a picture (H, W, 3) uint8 RGB: dlib's 128 numbers, float64.
+
+    Distances below 0.6 count as one person (dlib).
+    """
+    scale = max(1.0, 80 / np.linalg.norm(eyes(points)[1]))       # points are rounded to pixels: make those small
+    if scale > 1:
+        frame = cv2.resize(frame, None, fx=scale, fy=scale, interpolation=cv2.INTER_CUBIC)
+        points = (points + 0.5) * scale - 0.5
+    (left, top), (right, bottom) = points.min(0), points.max(0)
+    shape = dlib.full_object_detection(dlib.rectangle(int(left), int(top), int(right), int(bottom)),
+                                       [dlib.point(round(x), round(y)) for x, y in points.tolist()])
+    return np.array(descriptor_network().compute_face_descriptor(np.ascontiguousarray(frame), shape))
+
+
+# ------------------------------------------------------------------------------------------------------------------
+# Face track
+# ------------------------------------------------------------------------------------------------------------------
+
+class FaceTracker:
+    """Follows one face through the frames of a video, given one after the other.
+
+    A new track starts at the largest face. A running track is fitted from the last landmarks and confirmed in every frame
+    by dlib's detector on a 160 px cut-out around the face, so the picture as a whole is searched only while no face is
+    tracked. A cut ends the track.
+    """
+
+    def __init__(self):
+        self.points, self.thumb, self.change = None, None, None
+        self.short, self.missing = SHORT_SIDES[0], 0
+
+    def is_cut(self, gray):
+        thumb = cv2.resize(gray, (32, 32), interpolation=cv2.INTER_AREA).astype(np.float32) / 255
+        change = 0.0 if self.thumb is None else float(np.abs(thumb - self.thumb).mean())
+        usual = change if self.change is None else self.change
+        cut = self.thumb is not None and change > CUT and (self.change is None or change > CUT_RATIO * usual)
+        self.thumb = thumb
+        if not cut and change:
+            self.change = 0.9 * usual + 0.1 * change
+        return cut
+
+    def confirmed(self, patch):
+        small = cv2.resize(patch, (PATCH // 3, PATCH // 3), interpolation=cv2.INTER_AREA)
+        for r in detector().run(small, 0, KEEP_SCORE)[0]:
+            if max(abs(r.center().x - PATCH / 6), abs(r.center().y - PATCH / 6)) < BOX / 3 / 2:
+                return True
+        return False
+
+    def search(self, gray):
+        """The largest face, at the size where the last one was found, and every so often at the others."""
+        everywhere = self.missing % SEARCH_EVERY == 0
+        for short in SHORT_SIDES if everywhere else (self.short,):
+            boxes = detect(gray, short)
+            if len(boxes):
+                self.short = short
+                return fit_box(gray, boxes[boxes[:, 2].argmax()])
+        return None
+
+    def step(self, gray):
+        """Grey frame (H, W) -> landmarks (68, 2) or None, and whether a new shot starts with it."""
+        cut = self.is_cut(gray)
+        if cut:
+            self.points, self.missing = None, 0
+        if self.points is not None:
+            points, patch = fit(gray, face_quad(self.points))
+            self.points = points if self.confirmed(patch) else None
+        if self.points is None:
+            self.points = self.search(gray)
+        self.missing = 0 if self.points is not None else self.missing + 1
+        return self.points, cut
+
+
+def track_face(frames):
+    """Grey frames -> points (n, 68, 2) with NaN where no face was found, and cuts (n,) bool: a new shot starts here."""
+    tracker, points, cuts = FaceTracker(), [], []
+    for gray in frames:
+        found, cut = tracker.step(gray)
+        points.append(np.full((68, 2), np.nan, np.float32) if found is None else found.astype(np.float32))
+        cuts.append(cut)
+    return np.array(points).reshape(-1, 68, 2), np.array(cuts, bool)
+
+
+def split_clips(points, cuts):
+    """Points (n, 68, 2) with NaN, cuts (n,) -> list of (start, end) of the clips: frames that may be learnt as motion.
+
+    A clip begins and ends with a found face. It ends before a cut, a gap of more than GAP frames or a leap of the track.
+    """
+    found = np.flatnonzero(np.isfinite(points[:, 0, 0]))
+    if not len(found):
+        return []
+    E, e = eyes(points[found].astype(np.float64))
+    distance = np.linalg.norm(e, axis=1)
+    shots = np.cumsum(cuts)[found]
+    step = np.diff(found)
+    far = np.linalg.norm(np.diff(E, axis=0), axis=1) > JUMP * step * distance[:-1]
+    resized = np.abs(np.diff(np.log(distance))) > math.log(RESIZE)
+    ends = np.flatnonzero((step > GAP + 1) | (np.diff(shots) > 0) | far | resized)
+    return [(int(found[a]), int(found[b]) + 1) for a, b in zip([0, *ends + 1], [*ends, len(found) - 1])]
+
+
+def low_pass(x, sigma):
+    """Gaussian low-pass along time: (n, ...) -> (n, ...). sigma in frames; mirrored at both ends."""
+    radius = math.ceil(3 * sigma)
+    if radius == 0:
+        return x
+    kernel = np.exp(-0.5 * (np.arange(-radius, radius + 1) / sigma) ** 2)
+    padded = np.pad(x, [(radius, radius)] + [(0, 0)] * (x.ndim - 1), mode="symmetric").reshape(len(x) + 2 * radius, -1)
+    smooth = np.stack([np.convolve(column, kernel / kernel.sum(), mode="valid") for column in padded.T], -1)
+    return smooth.reshape(x.shape)
+
+
+def smooth_quads(points, fps):
+    """Points of one clip (n, 68, 2), NaN in gaps -> crop quads (n, 4, 2), low-passed over time."""
+    n, found = len(points), np.flatnonzero(np.isfinite(points[:, 0, 0]))
+    E, e = eyes(points[found].astype(np.float64))
+    angle, log_distance = np.unwrap(np.arctan2(e[:, 1], e[:, 0])), np.log(np.linalg.norm(e, axis=1))
+    values = np.column_stack([E, angle, log_distance])                          # (found, 4)
+    values = np.stack([np.interp(np.arange(n), found, v) for v in values.T], -1)                # (n, 4)
+    E = low_pass(values[:, :2], POSITION_SIGMA * fps)
+    angle = low_pass(values[:, 2], ROTATION_SIGMA * fps)
+    return crop_quad(E, angle, np.exp(low_pass(values[:, 3], SCALE_SIGMA * fps)))
+
+
+def shake(quads):
+    """Noise of the centres of crop quads (n, 4, 2) in percent of their side: second difference over sqrt(6).
+
+    For white noise that is its standard deviation; steady motion counts as none.
+    """
+    if len(quads) < 3:
+        return 0.0
+    side = np.linalg.norm(quads[:, 3] - quads[:, 0], axis=-1).mean()
+    second = np.diff(quads.mean(1), 2, axis=0)
+    return float(100 * np.sqrt((second ** 2).sum(-1).mean() / 6) / side)
+
+
+# ------------------------------------------------------------------------------------------------------------------
+# The two passes
+# ------------------------------------------------------------------------------------------------------------------
+
+def centre_quad(height, width):
+    """Quad (4, 2) of the largest centred square of a picture."""
+    half = min(height, width) / 2
+    return square(np.array([(width - 1) / 2, (height - 1) / 2]), np.array([half, 0.0]))
+
+
+def survey(path, align="face", fps=None):
+    """First pass over one source: where the crops lie.
+
+    Returns a dict: fps; resampled (bool); frames, a list of {"index", "clip", "quad" (4, 2), "found"} in time order;
+    and counts for the report: decoded, found, clips, gaps, cuts, shake, raw_shake. Raises InputError without a face.
+    """
+    times, sizes = [], []
+
+    def grey_frames():
+        for gray in tqdm(prefetch(read_video(path, "gray", times)), desc=f"1/2 {Path(path).name}", unit="frame",
+                         total=frame_total(path), mininterval=0.5):
+            sizes.append(gray.shape)
+            yield gray
+
+    if align == "face":
+        points, cuts = track_face(grey_frames())
+    else:
+        tracker = FaceTracker()
+        cuts = np.array([tracker.is_cut(gray) for gray in grey_frames()])
+    n = len(cuts)
+    if any(t is None for t in times):                # pictures, or a stream without timestamps
+        rate = float(stream_rate(path) or fps or FOLDER_FPS)
+        times = np.arange(n) / rate
+        fps = fps if stream_rate(path) else None
+    rate, grid = frame_grid(times, fps)
+
+    quads = np.full((n, 4, 2), np.nan)
+    if align == "face":
+        found = np.isfinite(points[:, 0, 0])
+        if not found.any():
+            raise InputError(f"{path}: no face found in {n} frame{'s' * (n > 1)}; give footage with a face seen from the "
+                             f"front, or --align none for footage without faces.")
+        clips = split_clips(points, cuts)
+        seconds = times[-1] - times[0] if n > 1 else 0
+        for start, end in clips:
+            quads[start:end] = smooth_quads(points[start:end], (n - 1) / seconds if seconds else rate)
+        E, e = eyes(points.astype(np.float64))
+        raw = crop_quad(E, np.arctan2(e[:, 1], e[:, 0]), np.linalg.norm(e, axis=-1))
+        raw_shake = [shake(raw[a:b][found[a:b]]) for a, b in clips]
+    else:
+        found = np.ones(n, bool)
+        starts = [0, *np.flatnonzero(cuts)]
+        clips = list(zip(starts, [*starts[1:], n]))
+        quads[:] = [centre_quad(*size) for size in sizes]
+        raw_shake = [0.0]
+    clip_of = np.full(n, -1)
+    for k, (start, end) in enumerate(clips):
+        clip_of[start:end] = k
+    rows = [int(k) for k in grid if clip_of[k] >= 0]
+    names = {c: k for k, c in enumerate(dict.fromkeys(clip_of[rows].tolist()))}     # resampling can skip a short clip
+    return {"fps": float(rate), "resampled": len(grid) != n or bool((grid != np.arange(n)).any()),
+            "frames": [{"index": k, "clip": names[int(clip_of[k])], "quad": quads[k], "found": bool(found[k])} for k in rows],
+            "decoded": n, "found": int(found.sum()), "clips": len(names), "cuts": int(cuts.sum()),
+            "gaps": int(sum(np.diff(np.r_[True, found].astype(int)) == -1)),
+            "shake": float(np.mean([shake(quads[a:b]) for a, b in clips])), "raw_shake": float(np.mean(raw_shake))}
+
+
+def stream_rate(path):
+    """Average frame rate that a video's header gives, None for pictures."""
+    if picture_files(path):
+        return None
+    with av.open(str(path)) as container:
+        return container.streams.video[0].average_rate
+
+
+def crops(path, frames, size):
+    """Second pass over one source: yield the crop (size, size, 3) uint8 RGB of every entry of survey's `frames`."""
+    wanted = collections.deque(frames)
+    for index, image in enumerate(read_video(path)):
+        while wanted and wanted[0]["index"] == index:
+            yield warp(image, wanted.popleft()["quad"], size)
+        if not wanted:
+            return
+    if wanted:
+        raise InputError(f"{path} changed while it was read: {len(wanted)} frames are missing the second time; "
+                         f"run embed.py again.")
+
+
+def align_photo(path, size):
+    """The same crop for one photograph: picture file -> (size, size, 3) uint8 RGB. Raises InputError without a face."""
+    image = read_picture(path)
+    points = landmarks(image)
+    if points is None:
+        raise InputError(f"{path}: no face found; give a picture with a face seen from the front.")
+    E, e = eyes(points)
+    return warp(image, crop_quad(E, math.atan2(e[1], e[0]), np.linalg.norm(e)), size)
+
+
+# ------------------------------------------------------------------------------------------------------------------
+# Encoding and writing
+# ------------------------------------------------------------------------------------------------------------------
+
+def to_network(images):
+    """(B, H, W, 3) uint8 -> (B, 3, H, W) in [-1, 1]."""
+    return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).float() / 127.5 - 1
+
+
+def to_pictures(images):
+    """(B, 3, H, W) in [-1, 1] -> (B, H, W, 3) uint8."""
+    return ((images.clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 1).cpu().numpy()
+
+
+def psnr(a, b):
+    """Peak signal-to-noise ratio in dB of two uint8 pictures."""
+    error = np.mean((a.astype(np.float64) - b.astype(np.float64)) ** 2)
+    return float(10 * np.log10(255 ** 2 / max(error, 1e-10)))
+
+
+def preview(pairs, caption):
+    """[(crop, reconstruction), ...] -> sheet (H, W, 3) uint8 RGB: crops over their reconstructions, caption above."""
+    tile = min(256, len(pairs[0][0]))
+    rows = [np.hstack([cv2.resize(p[k], (tile, tile), interpolation=cv2.INTER_AREA) for p in pairs]) for k in (0, 1)]
+    head = np.full((24, rows[0].shape[1], 3), 255, np.uint8)
+    cv2.putText(head, caption, (6, 17), cv2.FONT_HERSHEY_SIMPLEX, 0.45, (0, 0, 0), 1, cv2.LINE_AA)
+    return np.vstack([head, *rows])
+
+
+def open_parts(paths):
+    """Open `.NAME.part` beside every path for writing, so that a target that cannot be written is known at once."""
+    parts = {}
+    for path in paths:
+        try:
+            if path.is_dir():
+                raise IsADirectoryError(21, "it is a folder")
+            parts[path] = open(path.with_name(f".{path.name}.part"), "wb")
+        except OSError as error:
+            discard(parts)
+            raise InputError(f"{path} cannot be written ({error.strerror}); name another file in a folder that exists, "
+                             f"with -o.") from None
+    return parts
+
+
+def discard(parts):
+    for file in parts.values():
+        file.close()
+        Path(file.name).unlink(missing_ok=True)
+
+
+def main(args):
+    target = Path(args.output)
+    if target.suffix != ".npy":
+        raise InputError(f"{target} does not end in .npy; name the codes' file so with -o.")
+    sheet_path = None if args.preview == "none" else Path(args.preview or target.with_suffix(".png"))
+    for path in args.video:
+        if not Path(path).exists():
+            raise InputError(f"{path} does not exist; give a video or a folder of pictures.")
+    if args.fps is not None and not 0 < args.fps <= 1000:
+        raise InputError(f"--fps {args.fps} is no frame rate; give a number above 0 and up to 1000.")
+    if args.batch < 1:
+        raise InputError(f"--batch {args.batch} is no batch size; give 1 or more.")
+    device = ("cuda" if torch.cuda.is_available() else "cpu") if args.device == "auto" else args.device
+    parts = open_parts([target, target.with_suffix(".json")] + [sheet_path] * (sheet_path is not None))
+    try:
+        embed(args, parts, target, sheet_path, load_image_model(args.model, device=device))
+    finally:
+        discard(parts)                               # nothing half-written stays; what was completed has its own name
+
+
+def embed(args, parts, target, sheet_path, model):
+    """Both passes and the three files. parts: the open temporary files by their final paths."""
+    if model.encoder is None:
+        raise InputError(f"{args.model} has no encoder; name an image model that has one with --model.")
+    hint = "; photographs of people want --model ffhq (the paper's, research only)" if args.model == "faces128" else ""
+    print(f"embed.py: image model {model.name}, {model.size} px, {model.L} x {model.D} codes{hint}.", file=sys.stderr)
+
+    # First pass: one survey per source. All take the first one's frame rate, and every source starts a new clip
+    surveys, fps = [], args.fps
+    for path in args.video:
+        surveys.append(survey(path, args.align, fps))
+        fps = fps or surveys[0]["fps"]
+        if surveys[-1]["resampled"]:
+            print(f"embed.py: {path} is resampled to a constant {surveys[-1]['fps']:.3f} frames per second.",
+                  file=sys.stderr)
+    frames = []
+    for k, s in enumerate(surveys):
+        before = sum(x["clips"] for x in surveys[:k])
+        frames += [{"source": k, **f, "clip": f["clip"] + before} for f in s["frames"]]
+    T = len(frames)
+
+    # Second pass: crop, encode, write. Some frames are rendered again, for the report and the sheet
+    def all_crops():
+        for path, s in zip(args.video, surveys):
+            yield from crops(path, s["frames"], model.size)
+
+    np.lib.format.write_array_header_1_0(parts[target], {"descr": "<f4", "fortran_order": False,
+                                                         "shape": (T, model.L, model.D)})
+    rendered = set(np.linspace(0, T - 1, min(T, RENDERED)).round().astype(int).tolist())
+    shown = set(np.array(sorted(rendered))[np.linspace(0, len(rendered) - 1, min(SHEET, T)).round().astype(int)].tolist())
+    pairs, scores, batch, done = [], [], [], 0
+    for crop in tqdm(prefetch(all_crops()), desc="2/2 encode", unit="frame", total=T, mininterval=0.5):
+        batch.append(crop)
+        if len(batch) < args.batch and done + len(batch) < T:
+            continue
+        codes = model.encode(to_network(batch))                                 # (B, L, D)
+        if not torch.isfinite(codes).all():
+            raise InputError(f"{args.model} gives codes that are not finite; name a sound image model with --model.")
+        parts[target].write(codes.float().cpu().numpy().astype("<f4").tobytes())
+        chosen = [k for k in range(len(batch)) if done + k in rendered]
+        if chosen:
+            for k, picture in zip(chosen, to_pictures(model.render(codes[chosen]))):
+                scores.append(psnr(batch[k], picture))
+                frames[done + k]["psnr"] = round(scores[-1], 2)
+                if done + k in shown:
+                    pairs.append((batch[k], picture))
+        done += len(batch)
+        batch = []
+
+    total = {k: sum(s[k] for s in surveys) for k in ("decoded", "found", "clips", "cuts", "gaps")}
+    quality = {k: float(np.mean([s[k] for s in surveys])) for k in ("shake", "raw_shake")}
+    meta = {"model": {"name": model.name, "sha256": model.sha256}, "fps": surveys[0]["fps"],
+            "source": [str(path) for path in args.video], "size": model.size, "align": args.align,
+            "resampled": any(s["resampled"] for s in surveys), **total, **quality, "psnr": float(np.mean(scores)),
+            "frames": [{**f, "quad": np.round(f["quad"], 2).tolist()} for f in frames]}
+    parts[target.with_suffix(".json")].write(json.dumps(meta, indent=None, separators=(", ", ": ")).encode())
+    if sheet_path is not None:
+        sheet = preview(pairs, f"crops over reconstructions, {np.mean(scores):.1f} dB")
+        parts[sheet_path].write(cv2.imencode(".png", cv2.cvtColor(sheet, cv2.COLOR_RGB2BGR))[1].tobytes())
+    for path, file in parts.items():
+        file.close()
+        os.replace(file.name, path)
+    face = f"face found in {100 * total['found'] / total['decoded']:.1f} %, {total['gaps']} gaps, " \
+           f"crop shake {quality['shake']:.2f} % of its side (unsmoothed {quality['raw_shake']:.2f} %), "
+    print(f"embed.py: {T} of {total['decoded']} frames at {surveys[0]['fps']:.3f} fps in {total['clips']} clips, "
+          f"{total['cuts']} cuts, {face if args.align == 'face' else ''}reconstruction {np.mean(scores):.1f} dB PSNR; "
+          f"wrote {', '.join(str(path) for path in parts)}.", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    files = parser.add_argument_group("files")
+    files.add_argument("video", nargs="+", metavar="VIDEO", help="video, or folder of pictures in natural order")
+    files.add_argument("-o", "--output", default="latents.npy", help="codes (T, L, D); NAME.json is written beside it")
+    files.add_argument("--preview", metavar="FILE", help="sheet of crops over reconstructions (.png), or none; "
+                       "the codes' name with .png when not given")
+    image = parser.add_argument_group("image model")
+    image.add_argument("--model", default="faces128", help="faces128, ffhq, ffhq-e4e or the path of a checkpoint")
+    image.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
+    image.add_argument("--batch", type=int, default=16, help="frames encoded at a time")
+    reading = parser.add_argument_group("reading")
+    reading.add_argument("--align", choices=("face", "none"), default="face", help="crop by the eye corners, or the centre square")
+    reading.add_argument("--fps", type=float, help="resample videos to this rate; rate of a folder of pictures (25 when not given)")
+    try:
+        main(parser.parse_args())
+    except InputError as error:
+        parser.exit(2, f"embed.py: {error}\n")
+    except KeyboardInterrupt:
+        parser.exit(130, "embed.py: interrupted; nothing was written.\n")

@@ -1,0 +1,671 @@
+"""Train the motion generator of StyleVideoGAN on the W+ codes of one actor: a recurrent WGAN-GP with gradient angle penalty.
+
+    python train.py latents.npy                             # 350 epochs, the paper's length, writes motion.pt
+    python train.py latents.npy --steps 6000 -o motion.pt   # length in generator steps instead
+    python train.py latents.npy --resume --steps 12000      # go on from motion.state.pt, exactly as if never stopped
+    python train.py monday.npy tuesday.npy                  # several videos of one actor, embedded with one image model
+
+Fox et al., StyleVideoGAN, BMVC 2021 (arXiv:2107.07224), sec. 3 and supplement 2.1. No picture is rendered here. Writes
+
+    motion.pt        EMA generator, its sizes, image model, fps, PCA(32) of the codes, options: all that sample.py needs
+    motion.state.pt  everything else for an exact --resume: both networks, optimisers, running norm, random stream, step
+    motion.csv       one row per report: losses, phi, distances of sampled to real motion, speed, memory
+    motion.png       the same as curves, with real and sampled motion beside them
+
+Shapes: N training frames, B batch, T frames of a window, L style rows, D style width; codes (N, L, D), windows (B, T, L, D).
+Deterministic: on a CPU, one seed and one number of threads give one result bit for bit, interrupted or not. On CUDA the
+random numbers are the same, but the order of sums is not.
+"""
+
+import argparse
+import copy
+import csv
+import hashlib
+import json
+import math
+import os
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from sklearn.decomposition import PCA
+from torch.nn import functional as F
+from tqdm import tqdm
+
+from models import InputError, MotionCritic, MotionGenerator, RunningNorm, gradient_angle_penalty
+
+NOISE = 32          # width of i, of each s_k and l_k (sec. 3)
+COMPONENTS = 32     # directions of the PCA (sec. 3, offset trick)
+SHORT = 2048        # sampled windows per report, as many as the paper's FVD takes (suppl. 2.2)
+LONG = 128, 400     # long samples per report and their frames (suppl. 2.2: 128 samples, 400 frames for ACD)
+PER_LONG = 16       # windows cut from each long sample: 128 x 16 = 2048 again
+SPACE = 64          # ours: principal dimensions of a window in which distances are measured; 2048 windows determine a
+#                     64 x 64 covariance well, but not the 800 x 800 one of 25 x 32 coordinates
+REESTIMATE = 16     # ours: batches from which BatchNorm statistics are re-estimated (2048 windows at batch 128)
+VERSION = 1         # of motion.pt
+
+
+# ------------------------------------------------------------------------------------------------------------------
+# Codes: reading, windows, PCA
+# ------------------------------------------------------------------------------------------------------------------
+
+def load_latents(path):
+    """W+ codes of one video, as embed.py writes them: latents.npy with latents.json beside it.
+
+    A .npy without .json counts as one clip at 25 fps of an unknown image model; so does an .npz with the codes under `w`
+    (projected_w.npz of stylegan2-ada). Returns codes, float32 (N, L, D), and {"fps", "clips": [(start, end), ...],
+    "model": {"name", "sha256"}, "source"}; clips are half-open frame ranges. Raises InputError.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"{path} does not exist; make it with: python embed.py VIDEO -o {path}")
+    try:
+        codes = np.load(path, allow_pickle=False)
+        if isinstance(codes, np.lib.npyio.NpzFile):
+            with codes as archive:
+                if "w" not in archive:
+                    raise InputError(f"{path} has no array named w (it has: {', '.join(archive.files) or 'nothing'}); "
+                                     f"store the codes (T, L, D) under w.")
+                codes = archive["w"]
+    except InputError:
+        raise
+    except Exception as error:                                      # numpy and zipfile raise half a dozen types here
+        raise InputError(f"{path} is no readable .npy or .npz file ({type(error).__name__}), perhaps cut short; "
+                         f"make it again with embed.py.") from None
+    if codes.ndim != 3 or 0 in codes.shape or codes.dtype.kind not in "fiu":
+        raise InputError(f"{path} holds {codes.dtype} of shape {codes.shape}, expected W+ codes (T, L, D): frames, style "
+                         f"rows, style width.")
+    codes = np.ascontiguousarray(codes, dtype=np.float32)
+    bad = ~np.isfinite(codes).all((1, 2))
+    if bad.any():
+        raise InputError(f"{path} has NaN or infinite values in {bad.sum()} of {len(codes)} frames, the first in frame "
+                         f"{bad.argmax()}; embed the video again.")
+
+    meta = {"fps": 25.0, "clips": [(0, len(codes))], "model": {"name": None, "sha256": None}, "source": None}
+    sidecar = path.with_suffix(".json")
+    if sidecar.is_file():
+        try:
+            read = json.loads(sidecar.read_text(encoding="utf-8"))
+            numbers = [frame["clip"] for frame in read["frames"]]
+            meta["model"] = {"name": read["model"]["name"], "sha256": read["model"]["sha256"]}
+            meta["fps"], meta["source"] = float(read["fps"]), read.get("source")
+            if not 0 < meta["fps"] < math.inf:
+                raise ValueError
+        except (ValueError, KeyError, TypeError, AttributeError):
+            raise InputError(f"{sidecar} is not what embed.py writes (model, fps, frames with a clip number each); make "
+                             f"both files again, or remove it to treat {path.name} as one clip at 25 fps.") from None
+        if len(numbers) != len(codes):
+            raise InputError(f"{sidecar} lists {len(numbers)} frames, {path} has {len(codes)}: they do not belong "
+                             f"together; make both again with embed.py.")
+        cuts = [k for k in range(1, len(numbers)) if numbers[k] != numbers[k - 1]]
+        meta["clips"] = list(zip([0] + cuts, cuts + [len(numbers)]))
+    return codes, meta
+
+
+def load_training_set(paths, window):
+    """Codes of all files in one array, (N, L, D), with the clips of all; checks that they fit together."""
+    parts, clips, first, n = [], [], None, 0
+    for path in paths:
+        codes, meta = load_latents(path)
+        if first is None:
+            first = meta
+        elif codes.shape[1:] != parts[0].shape[1:]:
+            raise InputError(f"{path} has codes of {codes.shape[1]} x {codes.shape[2]}, {paths[0]} of {parts[0].shape[1]} "
+                             f"x {parts[0].shape[2]}; embed all videos with one image model.")
+        elif meta["model"]["sha256"] != first["model"]["sha256"]:
+            raise InputError(f"{path} was embedded with the image model {meta['model']['name']}, {paths[0]} with "
+                             f"{first['model']['name']}; embed all videos with the same file.")
+        elif abs(meta["fps"] / first["fps"] - 1) > 0.01:
+            print(f"{path} has {meta['fps']:g} frames per second, {paths[0]} {first['fps']:g}: their motion will differ in "
+                  f"speed.", file=sys.stderr)
+        clips += [(start + n, end + n) for start, end in meta["clips"]]
+        parts, n = parts + [codes], n + len(codes)
+    codes, meta = np.concatenate(parts), {**first, "clips": clips}
+    if n <= COMPONENTS:
+        raise InputError(f"{paths[0]} has {n} frames; the PCA of {COMPONENTS} directions needs at least {COMPONENTS + 1}, "
+                         f"and good motion needs hundreds: embed a longer video.")
+    if codes[0].size < COMPONENTS:
+        raise InputError(f"{paths[0]} has {codes[0].size} numbers per frame, expected at least {COMPONENTS}: are these "
+                         f"W+ codes (T, L, D)?")
+    if codes.std(0).max() < 1e-6:
+        raise InputError(f"all {n} frames of {paths[0]} have the same code: there is no motion to learn.")
+    longest = max(end - start for start, end in clips)
+    if longest < window:
+        raise InputError(f"the longest clip has {longest} frames, fewer than the window of {window}; pass "
+                         f"--window {longest} or embed a longer video.")
+    short = sum(end - start for start, end in clips if end - start < window)
+    if short:
+        print(f"{short} of {n} frames lie in clips shorter than {window} frames and are left out of the windows.",
+              file=sys.stderr)
+    return codes, meta
+
+
+def window_starts(clips, window):
+    """First frames of all windows that lie inside one clip: (n,) int64."""
+    return torch.cat([torch.arange(start, max(start, end - window + 1)) for start, end in clips])
+
+
+def fit_pca(codes):
+    """PCA(32) of the training codes (N, L, D), sec. 3: {"mean" (L, D), "basis" (32, L, D), "std" (32,)}, float32.
+
+    The randomised solver: on 18,000 x 9,216 codes the exact ones need the 9,216 x 9,216 covariance.
+    """
+    N, L, D = codes.shape
+    pca = PCA(COMPONENTS, svd_solver="randomized", random_state=0).fit(codes.reshape(N, L * D))
+    return {"mean": torch.from_numpy(pca.mean_).float().reshape(L, D),
+            "basis": torch.from_numpy(pca.components_).float().reshape(COMPONENTS, L, D),
+            "std": torch.from_numpy(np.sqrt(pca.explained_variance_)).float()}
+
+
+def coordinates(codes, pca):
+    """Codes (..., L, D) -> their PCA coordinates (..., 32) in the codes' units, not whitened."""
+    return ((codes - pca["mean"]).flatten(-2)) @ pca["basis"].flatten(1).T
+
+
+# ------------------------------------------------------------------------------------------------------------------
+# How far sampled motion is from real motion: Fréchet distance of codes (ours; the paper's FVD needs pictures)
+# ------------------------------------------------------------------------------------------------------------------
+
+def cut_windows(x, clips, window):
+    """All windows inside the clips: (N, 32) -> (n, T, 32)."""
+    return x[window_starts(clips, window)[:, None] + torch.arange(window)]
+
+
+def long_windows(x, window):
+    """PER_LONG evenly spaced windows from each long sample: (n, t, 32) -> (PER_LONG n, T, 32); adjacent at 400 and 25."""
+    starts = torch.linspace(0, x.shape[1] - window, PER_LONG).long()
+    return x[:, starts[:, None] + torch.arange(window)].flatten(0, 1)
+
+
+def frechet(x, y):
+    """Fréchet distance of the Gaussians fitted to two sets (n, d), (m, d): |m1 - m2|^2 + tr(S1 + S2 - 2 (S1 S2)^(1/2)).
+
+    In float64, covariances divided by n. The trace of the root is the sum of the roots of the eigenvalues of
+    S1^(1/2) S2 S1^(1/2), which is symmetric: no complex numbers, no matrix square root of a singular product.
+    """
+    x, y = np.asarray(x, np.float64), np.asarray(y, np.float64)
+    S1, S2 = (np.atleast_2d(np.cov(v, rowvar=False, bias=True)) for v in (x, y))
+    values, vectors = np.linalg.eigh(S1)
+    root = (vectors * np.sqrt(values.clip(0))) @ vectors.T
+    cross = np.sqrt(np.linalg.eigvalsh(root @ S2 @ root).clip(0)).sum()
+    return float(np.square(x.mean(0) - y.mean(0)).sum() + np.trace(S1) + np.trace(S2) - 2 * cross)
+
+
+def window_space(real):
+    """Principal directions of the real windows (n, T, 32): mean (32 T,) and basis (<= SPACE, 32 T), float64."""
+    x = np.asarray(real.flatten(1), np.float64)
+    mean = x.mean(0)
+    vectors = np.linalg.eigh((x - mean).T @ (x - mean))[1]          # ascending
+    return mean, vectors[:, ::-1][:, :min(SPACE, len(x) - 1, x.shape[1])].T
+
+
+def code_frechet(real, fake, space):
+    """Fréchet distance of two sets of windows, (n, T, 32) and (m, T, 32), in the space of window_space."""
+    mean, basis = space
+    return frechet(*((np.asarray(v.flatten(1), np.float64) - mean) @ basis.T for v in (real, fake)))
+
+
+def jitter(x):
+    """Root mean square of the second difference in time of (n, T, 32): fast trembling, which SPACE directions miss."""
+    return x.diff(dim=1).diff(dim=1).square().mean().sqrt().item()
+
+
+def code_references(x, clips, window):
+    """What distances are compared with, from the real coordinates (N, 32).
+
+    floor: even windows against odd ones. frozen: real windows against every real frame repeated T times, what a model
+    without motion would score; percentages are of it.
+    """
+    windows = cut_windows(x, clips, window)                                     # (n, T, 32)
+    frames = torch.cat([x[start:end] for start, end in clips if end - start >= window])
+    space = window_space(windows)
+    return {"windows": windows, "frames": frames, "space": space, "window": window,
+            "floor": code_frechet(windows[::2], windows[1::2], space) if len(windows) > 1 else 0.0,
+            "frozen": code_frechet(windows, frames[:, None].expand(-1, window, -1), space),
+            "jitter": jitter(windows) if window > 2 else math.nan}
+
+
+def code_distances(references, short, long):
+    """Distances of sampled to real motion: short (n, T, 32) windows, long (m, t, 32) samples, both PCA coordinates."""
+    real, space, cut = references["windows"], references["space"], long_windows(long, references["window"])
+    found = {"short": code_frechet(real, short, space), "long": code_frechet(real, cut, space)}
+    for name, x in (("short", short), ("long", cut)):
+        found[f"{name}_percent"] = 100 * found[name] / references["frozen"]
+        found[f"frame_{name}"] = frechet(references["frames"], x.flatten(0, 1))
+        found[f"jitter_{name}"] = jitter(x) / references["jitter"] if x.shape[1] > 2 else math.nan
+    return found
+
+
+@torch.no_grad()
+def sample_coordinates(G, n, t, pca, rng):
+    """PCA coordinates (n, t, 32) of n sampled trajectories of t frames, on the CPU; rng: CPU torch.Generator."""
+    device, x = G.rows.device, []
+    pca = {name: value.to(device) for name, value in pca.items()}
+    for count in [LONG[0]] * (n // LONG[0]) + [n % LONG[0]] * (n % LONG[0] > 0):
+        i = torch.randn(count, NOISE, generator=rng).to(device)
+        s = torch.randn(count, t - 1, NOISE, generator=rng).to(device)
+        l = G.motion(i, s).flatten(0, 1)                                        # (count t, 32)
+        x.append(torch.cat([coordinates(G.translate(part), pca) for part in l.split(4096)]).reshape(count, t, -1).cpu())
+    return torch.cat(x)
+
+
+# ------------------------------------------------------------------------------------------------------------------
+# Losses
+# ------------------------------------------------------------------------------------------------------------------
+
+def first_layer(critic, w):
+    """Codes (..., L, D) -> what the critic's first linear layer gives, (..., width), before its LeakyReLU.
+
+    The scaling of the codes is folded into the layer, as it touches 3,200 x L D numbers and the layer only width x L D.
+    """
+    weight = critic.extract[0].weight / critic.std.flatten()
+    return F.linear(w.flatten(-2), weight, critic.extract[0].bias - weight @ critic.mean.flatten())
+
+
+def score(critic, p):
+    """The rest of the critic: first-layer outputs (B, T, width) -> scores (B,)."""
+    B, T, width = p.shape
+    e = critic.extract[1:](p.reshape(B * T, width)).reshape(B, T, -1)           # (B, T, 32)
+    return critic.judge(e.transpose(1, 2)).reshape(B)
+
+
+def critic_loss(critic, p_real, p_fake, u):
+    """WGAN loss and gradient penalty (Gulrajani et al. 2017) from first-layer outputs (B, T, width); two scalars.
+
+    u: (B, 1, 1), uniform mixing weights. Equal to models.gradient_penalty and several times cheaper: the first layer is
+    linear, so the mixture of outputs is the output of the mixture, and with g the gradient of the score with respect to
+    that output, the one with respect to the scaled codes is g W, whose squared norm is g (W W^T) g^T: no tensor of L D
+    columns is made for the penalty, nor by its second backward pass.
+    """
+    W, B = critic.extract[0].weight, len(p_real)
+    p = u * p_real + (1 - u) * p_fake                                           # (B, T, width)
+    scores = score(critic, torch.cat([p_real, p_fake, p]))                      # one pass for the three: (3 B,)
+    g, = torch.autograd.grad(scores[2 * B:].sum(), p, create_graph=True)        # (B, T, width)
+    squared = ((g @ (W @ W.T)) * g).sum((1, 2))                                 # (B,)
+    # clamp: rounding can leave a tiny negative number; the root's gradient is infinite at zero
+    return scores[B:2 * B].mean() - scores[:B].mean(), (squared.clamp_min(1e-12).sqrt() - 1).square().mean()
+
+
+# ------------------------------------------------------------------------------------------------------------------
+# EMA generator
+# ------------------------------------------------------------------------------------------------------------------
+
+@torch.no_grad()
+def update_ema(ema, G, momentum):
+    """Weights only: the BatchNorm statistics of averaged weights are not the average of statistics, see below."""
+    torch._foreach_lerp_(list(ema.parameters()), list(G.parameters()), 1 - momentum)
+
+
+@torch.no_grad()
+def reestimate_batchnorm(G, window, batch, rng):
+    """Measure the BatchNorm statistics of G anew on REESTIMATE batches of its own windows, and set G to eval mode.
+
+    Needed for averaged weights: with the statistics of the live generator the prototype's distance to real windows was
+    1393, with re-estimated ones 752. rng: CPU torch.Generator of its own, so that looking never changes the training.
+    """
+    norms = [m for m in G.modules() if isinstance(m, torch.nn.BatchNorm1d)]
+    kept = [m.momentum for m in norms]
+    for m in norms:
+        m.reset_running_stats()
+        m.momentum = None                                                       # plain average over the batches
+    G.train()
+    for _ in range(REESTIMATE):
+        i = torch.randn(batch, NOISE, generator=rng).to(G.rows.device)
+        G(i, torch.randn(batch, window - 1, NOISE, generator=rng).to(G.rows.device))
+    for m, momentum in zip(norms, kept):
+        m.momentum = momentum
+    G.eval()
+
+
+# ------------------------------------------------------------------------------------------------------------------
+# Files
+# ------------------------------------------------------------------------------------------------------------------
+
+def beside(output, ending):
+    """motion.pt -> motion.state.pt, motion.csv, motion.png."""
+    return output.with_name(output.stem + ending)
+
+
+def write_atomically(path, write):
+    """Call write(temporary path), then put the file in place: whoever reads `path` finds the old or the new one, whole."""
+    part = path.with_name(f".{path.name}.part")
+    try:
+        write(part)
+        os.replace(part, path)
+    except OSError as error:
+        raise InputError(f"{path} cannot be written ({error.strerror or error}); free some space or choose another -o.") \
+            from None
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def write_csv(path, rows):
+    def write(part):
+        with open(part, "w", newline="", encoding="utf-8") as file:
+            table = csv.DictWriter(file, rows[0])
+            table.writeheader()
+            table.writerows(rows)
+    write_atomically(path, write)
+
+
+def draw(path, rows, real, fake, fps):
+    """Curves of all reports, and the first three PCA coordinates of real (t, 32) and sampled (t, 32) motion."""
+    figure = Figure(figsize=(13, 8), layout="constrained")
+    grid, step = figure.subplot_mosaic([["loss", "phi", "distance"], ["real", "real", "fake"]],
+                                       width_ratios=[1, 1, 2]), [row["step"] for row in rows]
+    for name, label in (("wasserstein", "C(real) - C(fake)"), ("gp", "gradient penalty"), ("generator", "-C(fake)")):
+        grid["loss"].plot(step, [row[name] for row in rows], label=label)
+    grid["loss"].set(title="losses", xlabel="generator steps")
+    grid["loss"].legend(fontsize=8)
+    grid["phi"].plot(step, [math.degrees(row["phi"]) for row in rows])
+    grid["phi"].axhline(45, color="gray", linestyle=":")
+    grid["phi"].set(title="phi in degrees (penalty below 45)", xlabel="generator steps", ylim=(0, 90))
+    for name in ("short", "long"):
+        grid["distance"].plot(step, [row[f"{name}_percent"] for row in rows], label=name)
+    grid["distance"].axhline(100 * rows[-1]["floor"] / rows[-1]["frozen"], color="gray", linestyle=":", label="real floor")
+    grid["distance"].set(title="window Fréchet distance, % of frozen frames", xlabel="generator steps", yscale="log")
+    grid["distance"].legend(fontsize=8)
+    for name, x in (("real", real), ("fake", fake)):
+        grid[name].plot(np.arange(len(x)) / fps, x[:, :3], linewidth=1)
+        grid[name].set(title={"real": "real motion", "fake": "sampled motion"}[name] + ", PCA coordinates 1 to 3",
+                       xlabel="seconds", ylim=(1.2 * min(real[:, :3].min(), 0), 1.2 * max(real[:, :3].max(), 0)))
+    write_atomically(path, lambda part: figure.savefig(part, format="png", dpi=90))
+
+
+def peak_memory(device):
+    """Peak memory in MB: of the GPU on CUDA, else of the process; nan where the system does not tell (Windows)."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2 ** 20
+    try:
+        import resource                                                         # Unix only
+    except ImportError:
+        return math.nan
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2 ** 20 if sys.platform == "darwin" else 2 ** 10)
+
+
+def choose_device(name):
+    """`auto` is CUDA where there is one."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.zeros(1, device=name)
+    except Exception as error:                                                  # torch raises several types here
+        raise InputError(f"--device {name} cannot be used ({str(error).splitlines()[0]}); try --device cpu.") from None
+    return torch.device(name)
+
+
+# Options that --resume takes from the state, because the training depends on them
+FIXED = "window", "batch", "lr", "betas", "critic_steps", "lambda_gp", "lambda_gap", "ema", "width", "seed"
+
+
+def load_state(path, args, digest):
+    """Training state for --resume; puts its options into args. Raises InputError if the data or an option differ."""
+    if not path.is_file():
+        raise InputError(f"{path} does not exist, so there is nothing to resume; leave out --resume to start anew.")
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        options = state["options"]
+        missing = [name for name in FIXED if name not in options]
+    except Exception as error:                                                  # torch raises a dozen types here
+        raise InputError(f"{path} is not a training state of train.py ({type(error).__name__}); leave out --resume to "
+                         f"start anew.") from None
+    if missing or state["digest"] != digest:
+        raise InputError(f"{path} was trained on other codes than {', '.join(map(str, args.latents))}; name those, or "
+                         f"leave out --resume to start anew.")
+    for name in FIXED:
+        given, stored = getattr(args, name), options[name]
+        given = list(given) if isinstance(given, (list, tuple)) else given
+        if given != stored and given != options_parser().get_default(name):
+            raise InputError(f"{path} was trained with --{name.replace('_', '-')} {stored}, not {given}; leave the option "
+                             f"out to resume, or leave out --resume to start anew.")
+        setattr(args, name, stored)
+    return state
+
+
+# ------------------------------------------------------------------------------------------------------------------
+# Training
+# ------------------------------------------------------------------------------------------------------------------
+
+def main(args):
+    # Check what can be checked before the long work
+    output, state_path = Path(args.output), beside(Path(args.output), ".state.pt")
+    if output.is_dir() or not output.parent.is_dir() or not os.access(output.parent, os.W_OK):
+        raise InputError(f"{output} cannot be written; choose a file in an existing, writable folder with -o.")
+    if args.window < 2 or args.batch < 2:
+        raise InputError("--window and --batch must be at least 2: one frame has no motion, one sample no batch statistics.")
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    device = choose_device(args.device)
+
+    # Data: all codes stay on the device as one tensor
+    codes, meta = load_training_set(args.latents, args.window)
+    digest = hashlib.sha256(codes.tobytes() + repr(meta["clips"]).encode()).hexdigest()
+    state = load_state(state_path, args, digest) if args.resume else None
+    N, L, D = codes.shape
+    B, T = args.batch, args.window
+    pca = fit_pca(codes)
+    codes = torch.from_numpy(codes).to(device)                                  # (N, L, D)
+    starts = window_starts(meta["clips"], T)                                    # (n,)
+    offsets = torch.arange(T)
+    per_epoch = math.ceil(len(starts) / B)  # ours: an epoch shows as many windows as there are places to start one
+    steps = args.steps if args.steps is not None else args.epochs * per_epoch   # ours: a step = one generator step
+    real_x = coordinates(codes, {name: value.to(device) for name, value in pca.items()}).cpu()  # (N, 32)
+    references = code_references(real_x, meta["clips"], T)
+
+    # Networks, optimisers, and the one random stream of the training
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(args.seed)
+        G, C = MotionGenerator(L, D, NOISE, args.width), MotionCritic(L, D, T, args.width)
+    mean, std = codes.mean(0).cpu(), codes.std(0).cpu()                         # (L, D)
+    G.init_output(mean, std)
+    C.set_scale(mean, std)
+    G, C, norm = G.to(device).train(), C.to(device).train(), RunningNorm(NOISE).to(device)
+    ema = copy.deepcopy(G).requires_grad_(False)
+    optimiser_G = torch.optim.Adam(G.parameters(), args.lr, betas=tuple(args.betas), fused=True)
+    optimiser_C = torch.optim.Adam(C.parameters(), args.lr, betas=tuple(args.betas), fused=True)
+    rng = torch.Generator().manual_seed(args.seed)
+    names = "wasserstein", "gp", "generator", "gap", "phi"                      # logged as means since the last report
+    step, since, seconds, rows, totals = 0, 0, 0.0, [], torch.zeros(len(names), device=device)
+    parts = {"G": G, "C": C, "ema": ema, "norm": norm, "optimiser_G": optimiser_G, "optimiser_C": optimiser_C}
+    if state:
+        for name, part in parts.items():
+            part.load_state_dict(state[name])
+        rng.set_state(state["rng"])
+        step, since, seconds, rows = state["step"], state["since"], state["seconds"], state["rows"]
+        totals.copy_(state["totals"])
+        if step >= steps:
+            raise InputError(f"{state_path} is at step {step} already, --resume would stop at {steps}; ask for more with "
+                             f"--steps or --epochs.")
+    elif output.exists():
+        print(f"{output} exists and is replaced at the first save (--resume would continue it).", file=sys.stderr)
+    options = {name: list(value) if isinstance(value, tuple) else value for name, value in vars(args).items()}
+
+    def check():
+        sums = [*totals.tolist(), *(p.sum().item() for p in (*G.parameters(), *C.parameters()))]
+        if not all(map(math.isfinite, sums)):
+            raise InputError(f"training diverged before step {step}: " + (
+                f"{output} keeps the state of step {saved}; start anew with a lower --lr, or try --resume." if saved else
+                "nothing was saved; start anew with a lower --lr."))
+
+    def save():
+        check()
+        reestimate_batchnorm(ema, T, B, torch.Generator().manual_seed(args.seed + 1))
+        write_atomically(state_path, lambda part: torch.save(
+            {**{name: value.state_dict() for name, value in parts.items()}, "rng": rng.get_state(), "step": step,
+             "since": since, "totals": totals, "seconds": seconds, "rows": rows, "options": options, "digest": digest,
+             "version": VERSION}, part))
+        write_atomically(output, lambda part: torch.save(
+            {"generator": {name: value.cpu() for name, value in ema.state_dict().items()},
+             "sizes": {"L": L, "D": D, "noise": NOISE, "width": G.width}, "model": meta["model"], "fps": meta["fps"],
+             "pca": pca, "options": options, "step": step, "window": T, "version": VERSION}, part))
+
+    # A first Ctrl-C (or a scheduler's SIGTERM) ends the step at hand and saves; a second one stops at once
+    stop = []
+
+    def ask_to_stop(number, frame):
+        if stop:
+            raise KeyboardInterrupt(f"stopped at once; {output} is that of the last save.")
+        stop.append(number)
+
+    handlers = {}
+    if threading.current_thread() is threading.main_thread():
+        handlers = {number: signal.signal(number, ask_to_stop) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def fakes():
+        """Noise and what G makes of it. cuDNN's recurrent kernels have no second derivative, which the GAP needs."""
+        i = torch.randn(B, NOISE, generator=rng).to(device).requires_grad_(True)            # (B, 32)
+        s = torch.randn(B, T - 1, NOISE, generator=rng).to(device).requires_grad_(True)     # (B, T-1, 32)
+        with torch.backends.cudnn.flags(enabled=False):
+            l = G.motion(i, s)                                                              # (B, T, 32)
+        return i, s, l, G.translate(l)                                                      # w (B, T, L, D)
+
+    print(f"{N} frames, {len(starts)} windows of {T}, codes {L} x {D}, {per_epoch} steps per epoch, {steps} steps on "
+          f"{device}; real against real {100 * references['floor'] / references['frozen']:.2f} %", file=sys.stderr)
+    saved, began = step, time.perf_counter()
+    bar = tqdm(total=steps, initial=step, unit="step", mininterval=1.0, file=sys.stderr)
+    try:
+        while step < steps and not stop:
+            # Critic: WGAN-GP. The fakes of the last critic step are also those of the generator step
+            for k in range(args.critic_steps):
+                index = starts[torch.randint(len(starts), (B,), generator=rng)][:, None] + offsets  # (B, T)
+                u = torch.rand(B, 1, 1, generator=rng).to(device)
+                with torch.set_grad_enabled(k == args.critic_steps - 1):
+                    i, s, l, w = fakes()
+                # Windows overlap: each frame goes through the first layer once, however many windows it is in
+                frames, where = index.unique(return_inverse=True)
+                p_real = first_layer(C, codes[frames.to(device)])[where.to(device)]         # (B, T, width)
+                loss_C, gp = critic_loss(C, p_real, first_layer(C, w.detach()), u)
+                optimiser_C.zero_grad()
+                (loss_C + args.lambda_gp * gp).backward()
+                optimiser_C.step()
+
+            # Generator: WGAN + gradient angle penalty
+            C.requires_grad_(False)
+            loss_G = -score(C, first_layer(C, w)).mean()
+            norm.update((l[:, -1] - l[:, 0]).detach())
+            gap, phi = gradient_angle_penalty(l, i, s, norm)
+            optimiser_G.zero_grad()
+            (loss_G + args.lambda_gap * gap).backward()
+            optimiser_G.step()
+            C.requires_grad_(True)
+
+            # EMA of the generator; ours: a shorter memory at first, so that it forgets the initialisation
+            step += 1
+            update_ema(ema, G, min(args.ema, step / (step + 9)))
+
+            # Sums for the log stay on the device
+            totals += torch.stack([-loss_C, gp, loss_G, gap, phi.mean()]).detach()
+            bar.update()
+
+            # Report: how far sampled motion is from real motion, with random numbers of its own
+            if step % args.report_every == 0 or step == steps:
+                check()
+                averages = (totals / (step - since)).tolist()
+                took, look = time.perf_counter() - began, torch.Generator().manual_seed(args.seed + 1)
+                seconds += took
+                reestimate_batchnorm(ema, T, B, look)
+                short = sample_coordinates(ema, SHORT, T, pca, look)                        # (2048, T, 32)
+                long = sample_coordinates(ema, LONG[0], max(LONG[1], 4 * T), pca, look)     # (128, 400, 32)
+                rows.append({"step": step, "epoch": round(step / per_epoch, 2), **dict(zip(names, averages)),
+                             **code_distances(references, short, long), "floor": references["floor"],
+                             "frozen": references["frozen"], "seconds": round(seconds, 1),
+                             "steps_per_second": round((step - since) / took, 3), "memory_mb": round(peak_memory(device))})
+                write_csv(beside(output, ".csv"), rows)
+                draw(beside(output, ".png"), rows, longest_clip(real_x, meta["clips"])[:250], long[0, :250], meta["fps"])
+                r = rows[-1]
+                tqdm.write(f"step {step:6d}  W {r['wasserstein']:8.3f}  gp {r['gp']:7.4f}  G {r['generator']:8.3f}  phi "
+                           f"{math.degrees(r['phi']):4.1f} deg  short {r['short_percent']:6.2f} %  long "
+                           f"{r['long_percent']:6.2f} %  jitter {r['jitter_long']:5.2f}  {r['steps_per_second']:6.2f} steps/s"
+                           f"  {r['memory_mb']:6.0f} MB", file=sys.stderr)
+                totals.zero_()
+                since, began = step, time.perf_counter()
+
+            # Save
+            if step % args.save_every == 0:
+                save()
+                saved = step
+        if saved != step:
+            save()
+    finally:
+        bar.close()
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+    if stop:
+        raise KeyboardInterrupt(f"stopped at step {step} of {steps} and saved; go on with --resume.")
+    print(f"wrote {output} (step {step}) and {state_path.name}, {beside(output, '.csv').name}, {beside(output, '.png').name} "
+          f"beside it", file=sys.stderr)
+
+
+def longest_clip(x, clips):
+    start, end = max(clips, key=lambda clip: clip[1] - clip[0])
+    return x[start:end]
+
+
+def options_parser():
+    parser = argparse.ArgumentParser(description="Train the motion generator on the W+ codes of one actor.",
+                                     formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser.add_argument("latents", nargs="+", metavar="LATENTS", help="latents.npy of embed.py, or .npz with codes under w")
+    parser.add_argument("-o", "--output", default="motion.pt", help="motion model; the other files are put beside it")
+    parser.add_argument("--resume", action="store_true", help="go on from the training state beside the output")
+
+    length = parser.add_argument_group("length").add_mutually_exclusive_group()
+    length.add_argument("--epochs", type=positive_int, default=350, help="passes over the windows (sec. 3)")
+    length.add_argument("--steps", type=positive_int, help="generator steps, instead of --epochs")
+
+    method = parser.add_argument_group("method")
+    method.add_argument("--window", type=int, default=25, help="frames of a window, t (sec. 3; 75 for hands)")
+    method.add_argument("--batch", type=int, default=128, help="windows per step (suppl. 2.1)")
+    method.add_argument("--lambda-gp", type=not_negative, default=50.0, help="weight of the gradient penalty (sec. 3)")
+    method.add_argument("--lambda-gap", type=not_negative, default=100.0, help="weight of the gradient angle penalty (sec. 3)")
+    method.add_argument("--ema", type=momentum, default=0.997, help="momentum of the averaged generator (suppl. 2.1)")
+    # ours: 0.005 (suppl. 2.1) with one critic step did not learn in 1,600 steps of a prototype, this did
+    method.add_argument("--lr", type=not_negative, default=0.001, help="learning rate of Adam, both networks (ours)")
+    # open in the paper; ours: a first momentum of 0.5, DCGAN's
+    method.add_argument("--betas", type=momentum, nargs=2, default=[0.5, 0.99], help="of Adam (ours)")
+    # open in the paper; ours: one
+    method.add_argument("--critic-steps", type=positive_int, default=1, help="per generator step (ours)")
+    method.add_argument("--width", type=positive_int, help="of the hidden layers, 512 in the paper; None: style width D")
+    method.add_argument("--seed", type=int, default=0, help="of all random numbers")
+
+    running = parser.add_argument_group("running")
+    running.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
+    running.add_argument("--threads", type=positive_int, help="of the CPU; None: as many as torch finds")
+    running.add_argument("--report-every", type=positive_int, default=500, help="steps between distances, CSV rows and plots")
+    running.add_argument("--save-every", type=positive_int, default=500, help="steps between saves")
+    return parser
+
+
+def positive_int(text):
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not at least 1")
+    return value
+
+
+def not_negative(text):
+    value = float(text)
+    if not 0 <= value < math.inf:
+        raise argparse.ArgumentTypeError(f"{text} is not a number from 0 up")
+    return value
+
+
+def momentum(text):
+    value = float(text)
+    if not 0 <= value < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not in [0, 1)")
+    return value
+
+
+if __name__ == "__main__":
+    parser = options_parser()
+    try:
+        main(parser.parse_args())
+    except InputError as error:
+        parser.exit(2, f"train.py: {error}\n")
+    except KeyboardInterrupt as error:
+        parser.exit(130, f"train.py: {str(error) or 'stopped before the training began; nothing was written.'}\n")
