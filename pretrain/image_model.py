@@ -41,7 +41,7 @@ DEPTHS, WIDTHS, HEAD = (1, 2, 2, 1), (16, 32, 64, 128), 64     # encoder, 2.8 M 
 MAPPING = 3                                                    # layers: z is already a list of meaningful parameters
 GROW = {16: 0.06, 32: 0.14, 64: 0.32}                          # share of the steps after which a resolution is left;
 #                                                                training at full size at once stayed at blobs
-ENCODER_FROM = 0.4                                             # drawn faces: share of the steps before the encoder joins
+ENCODER_FROM = 0.35                                            # drawn faces: share of the steps before the encoder joins
 LR_GENERATOR, LR_ENCODER, BETAS = 1e-2, 2e-3, (0.9, 0.99)      # with a cosine to zero; equalised weights stand 1e-2
 LAMBDA_CODE = 0.1                                              # keeps E(x) at M(z): about as large as the picture loss
 EMA = 0.998
