@@ -4,8 +4,8 @@
     python sample.py --motion motion.pt --t 1500 --seed 3 -o walk.npy
     python sample.py --n 16 --t 25 -o clips.npy                     # 16 trajectories, (16, 25, L, D)
 
-The output is a standard .npy, float32 (T, L, D), or (N, T, L, D) with --n N: its header comes first, then frames as they are
-made, so that a pipe renders before sampling ends and memory stays the same at any length.
+The output is a standard .npy, float32 (T, L, D), or (N, T, L, D) with --n N: its header comes first, then frames as
+they are made, so that a pipe renders before sampling ends and memory stays the same at any length.
 """
 import argparse
 import os
@@ -19,7 +19,7 @@ from tqdm import tqdm
 from models import InputError, MotionGenerator
 
 ASSETS = Path(__file__).resolve().parent / "assets"
-CHUNK = 32  # steps per roll. Ours: first frames leave at once; 5,300 frames/s of 18 x 512 codes on one core (256: 6,300)
+CHUNK = 32  # steps per roll. Ours: first frames leave at once; 5,300 frames/s of 18 x 512 codes on a core (256: 6,300)
 
 
 def pick_device(name):
@@ -35,7 +35,7 @@ def pick_device(name):
 def load_motion(path=None, device="cpu"):
     """Motion model written by train.py -> (MotionGenerator in eval mode, dict of the whole file).
 
-    path: None takes motion.pt of the current folder, or else the one in assets/, and says on stderr which. Nothing in the
+    path: None takes motion.pt of the current folder, or else the one in assets/, and says so on stderr. Nothing in the
     file is executed. Raises InputError.
     """
     if path is None:
@@ -51,8 +51,8 @@ def load_motion(path=None, device="cpu"):
     except FileNotFoundError:
         raise InputError(f"{path} does not exist; make it with train.py, or name another with --motion.") from None
     except Exception as error:  # torch.load alone raises a dozen types
-        raise InputError(f"{path} is not a motion model of train.py ({type(error).__name__}); it may be cut short or of "
-                         f"another kind: name another with --motion.") from None
+        raise InputError(f"{path} is not a motion model of train.py ({type(error).__name__}); it may be cut short or "
+                         f"of another kind: name another with --motion.") from None
     return generator.eval().requires_grad_(False).to(device), meta
 
 
@@ -60,8 +60,8 @@ def load_motion(path=None, device="cpu"):
 def sample(generator, T, seed, chunk=CHUNK):
     """Yields the W+ codes of one trajectory of T frames (sec. 3) in order, as float32 arrays (K, L, D), K <= chunk.
 
-    The noise comes from the trajectory's own torch.Generator on the CPU: seed 5 is the same motion alone, among others, on
-    any device and at any T (a shorter one is the beginning of a longer one, to the bit).
+    The noise comes from the trajectory's own torch.Generator on the CPU: seed 5 is the same motion alone, among others,
+    on any device and at any T (a shorter one is the beginning of a longer one, to the bit).
     """
     device = generator.rows.device
     noise = torch.Generator().manual_seed(seed)
@@ -79,7 +79,7 @@ def sample(generator, T, seed, chunk=CHUNK):
 
 
 def write_npy(file, chunks, shape):
-    """Writes a .npy of little-endian float32 to a binary file: header first, then every array of chunks as it comes."""
+    """Writes a .npy of little-endian float32 to a binary file: header first, then each array of chunks as it comes."""
     np.lib.format.write_array_header_1_0(file, {"descr": "<f4", "fortran_order": False, "shape": shape})
     file.flush()
     for chunk in chunks:
@@ -96,8 +96,8 @@ def main(args):
         raise InputError(f"--t {args.t} --n {args.n}: a trajectory has at least 1 frame, and there is at least 1.")
     if not 0 <= args.seed <= 2 ** 32 - args.n:
         raise InputError(f"--seed {args.seed}: a seed is a whole number from 0 to {2 ** 32 - args.n}.")
-    # One thread: a GRU of width 32 gains nothing from more, while they would take the cores from the rendering behind the
-    # pipe; and the same rounding on any number of cores
+    # One thread: thousands of frames a second, while more would take the cores from the rendering behind the pipe; and
+    # the same rounding on any number of cores
     torch.set_num_threads(1)
     device = pick_device(args.device)
     generator, _ = load_motion(args.motion, device)

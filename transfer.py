@@ -5,7 +5,7 @@
     python transfer.py walk.npy --actor none --seed 1 2 3           # the training actor first, then three others
     python transfer.py latents.npy --actor photo.jpg                # re-enactment: a video's motion, a photo's face
 
-Reads a .npy of float codes (T, L, D) as a stream: frames are rendered and encoded while later ones are still being sampled.
+Reads a .npy of float codes (T, L, D) as a stream: frames are rendered and encoded while later ones are still sampled.
 (N, T, L, D) gives a grid of the N trajectories; with several actors one row per trajectory and one column per actor.
 """
 import argparse
@@ -71,8 +71,8 @@ def read_codes(file, name, shape, dtype, K):
                 file.seek(start + (n * T + t) * frame)
             data = file.read(k * frame)
             if len(data) < k * frame:
-                raise InputError(f"{name} is cut short: its head promises {N * T} frames, {n * T + t + len(data) // frame} "
-                                 f"came; make it again.")
+                came = n * T + t + len(data) // frame
+                raise InputError(f"{name} is cut short: its head promises {N * T} frames, {came} came; make it again.")
             parts.append(np.frombuffer(data, dtype).reshape(k, L, D))
         codes = np.stack(parts).astype(np.float32)                              # (N, K, L, D)
         if not np.isfinite(codes).all():
@@ -90,7 +90,7 @@ def read_sidecar(path):
         read = json.loads(sidecar.read_text(encoding="utf-8"))
         return {"fps": float(read["fps"]), "model": {k: read["model"][k] for k in ("name", "sha256")}}
     except (ValueError, KeyError, TypeError):
-        raise InputError(f"{sidecar} is not what embed.py writes (fps, model); make it again, or move it away.") from None
+        raise InputError(f"{sidecar} is not what embed.py writes (fps, model); make it again, or remove it.") from None
 
 
 # ------------------------------------------------------------------------------------------------------------------
@@ -98,11 +98,11 @@ def read_sidecar(path):
 # ------------------------------------------------------------------------------------------------------------------
 
 def random_actor(model, seed, truncation=1.0):
-    """w_new (L, D) of the actor with this seed: z -> picture -> embedded again (sec. 3).
+    """w_new (L, D) of the random actor with this seed: z -> G -> picture -> encoder (sec. 3).
 
     G's own code of the actor would save the embedding, with stronger artifacts: the training codes are the encoder's.
     """
-    z = np.random.RandomState(seed).standard_normal((1, model.Z))               # the field's habit: seed 7 is seed 7 anywhere
+    z = np.random.RandomState(seed).standard_normal((1, model.Z))               # as NVIDIA's scripts: same seed, same z
     picture = model.render(model.map(torch.from_numpy(z).float(), truncation))  # (1, 3, size, size)
     return model.encode(picture.clamp(-1, 1))[0]
 
@@ -116,10 +116,12 @@ def photo_actor(model, path):
 
 
 def offset(w_new, pca, w_0, naive=False):
-    """Delta (L, D) that moves a trajectory with first code w_0 (L, D) to the actor w_new (L, D).
+    """Delta (L, D) that moves a trajectory with first code w_0 (L, D) to the actor w_new (L, D); 0 for None, training actor.
 
     pca: {"mean" (L, D), "basis" (32, L, D)} of the training codes. naive: start at w_new itself (Fig. 4, bottom left).
     """
+    if w_new is None:
+        return torch.zeros_like(w_0)
     return w_new - w_0 if naive else transfer_offset(w_new, pca["mean"], pca["basis"])
 
 
@@ -140,7 +142,7 @@ def parse_seeds(words):
 # ------------------------------------------------------------------------------------------------------------------
 
 def render(model, codes, batch):
-    """W+ codes (B, L, D) -> (B, size, size, 3) uint8 RGB, `batch` at a time. v -> 127.5 v + 128 cut, as StyleGAN does."""
+    """W+ codes (B, L, D) -> (B, size, size, 3) uint8 RGB, `batch` at once; floor(127.5 v + 128), as in StyleGAN's code."""
     pictures = (model.render(part) for part in codes.split(batch))
     return torch.cat([(p * 127.5 + 128).clamp(0, 255).byte().permute(0, 2, 3, 1).cpu() for p in pictures]).numpy()
 
@@ -158,17 +160,17 @@ class VideoWriter:
     """H.264 file that browsers play: yuv420p, BT.709 limited range (tagged), index in front, exact timestamps k / fps.
 
         with VideoWriter("video.mp4", fps=25) as video:
-            video.write(frame)  # (H, W, 3) uint8 RGB, all of one size; odd sides are padded by repeating the last row or column
+            video.write(frame)  # (H, W, 3) uint8 RGB, all of one size; odd sides repeat their last row or column
 
-    The file appears under its name only when it is complete: until then it is `.NAME.part`, which an error removes. An output
-    that cannot be written raises InputError at once. x264's own threads encode while the caller computes the next frames (a
-    thread of ours around them gained nothing measurable on two cores).
+    The file appears under its name only when it is complete: until then it is `.NAME.part`, which an error removes. An
+    output that cannot be written raises InputError at once. x264's own threads encode while the caller computes the
+    next frames (a thread of ours around them gained nothing measurable on two cores).
     """
 
     def __init__(self, path, fps, crf=CRF):
         self.path = Path(path)
         self.part = self.path.with_name(f".{self.path.name}.part")
-        # 29.97 is a float in motion.pt and 30000/1001 in the file: the denominator of broadcast rates is 1001
+        # 29.97... is a float in motion.pt and 30000/1001 in the file: the denominator of broadcast rates is 1001
         self.fps = Fraction(fps).limit_denominator(1001)
         if self.fps <= 0:
             raise InputError(f"{path}: {fps} frames per second is no speed for a video; give a positive --fps.")
@@ -195,7 +197,8 @@ class VideoWriter:
             raise ValueError(f"frame of {frame.shape[:2]} in a video of {(self.stream.height, self.stream.width)}")
         # FFmpeg's RGB to YUV is BT.601 unless told, while players take large untagged videos for BT.709
         picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")
-        picture = picture.reformat(format="yuv420p", interpolation="AREA", dst_colorspace="ITU709", dst_color_range="MPEG")
+        picture = picture.reformat(format="yuv420p", interpolation="AREA", dst_colorspace="ITU709",
+                                   dst_color_range="MPEG")
         picture.pts, picture.time_base = self.frames, 1 / self.fps
         self._encode(picture)
         self.frames += 1
@@ -242,6 +245,8 @@ def main(args):
     seeds, photos = parse_seeds(seeds), list(args.actor or [])
     if args.batch is not None and args.batch < 1:
         raise InputError(f"--batch {args.batch} is no batch size; give 1 or more.")
+    if not 0 <= args.crf <= 51:
+        raise InputError(f"--crf {args.crf:g} is no quality of x264; give 0 (lossless) to 51 (worst).")
 
     # Trajectory: opened first, read below
     name = "standard input" if args.trajectory in (None, "-") else args.trajectory
@@ -253,7 +258,8 @@ def main(args):
         try:
             file, sidecar = open(name, "rb"), read_sidecar(name)
         except OSError as error:
-            raise InputError(f"{name} cannot be read ({error.strerror}); name a trajectory of sample.py or embed.py.") from None
+            raise InputError(f"{name} cannot be read ({error.strerror}); name a trajectory of sample.py or "
+                             f"embed.py.") from None
 
     # Motion model and the image model that its codes belong to
     device = pick_device(args.device)
@@ -262,17 +268,19 @@ def main(args):
     if args.model is None and recorded["name"] is None:
         raise InputError("the motion model does not say which image model its codes are of; name it with --model.")
     model = load_image_model(args.model or recorded["name"], encoder=args.encoder, device=device)
-    for what, other in (("motion model", recorded), (name, sidecar.get("model", recorded))):
+    for what, other in (("the motion model", recorded), (name, sidecar.get("model", recorded))):
         if other["sha256"] not in (None, model.sha256):
-            raise InputError(f"the codes of the {what} are of the image model {other['name']} (sha256 {other['sha256'][:12]}), "
-                             f"not of {model.name} ({model.sha256[:12]}); name the right one with --model.")
+            raise InputError(f"the codes of {what} are of the image model {other['name']} (sha256 "
+                             f"{other['sha256'][:12]}...), not of {model.name} ({model.sha256[:12]}...); "
+                             f"name the right one with --model.")
 
     # Actors
     if not photos and args.seed is None:
         photos = ["none"] * (not model.has_actors)
         seeds = [SEED] * model.has_actors
     if seeds and not model.has_actors:
-        raise InputError(f"the image model {model.name} was fitted to one video and has no other actors; use --actor none.")
+        raise InputError(f"the image model {model.name} was fitted to one video and has no other actors; "
+                         f"use --actor none.")
     labels = ["the training actor" if p == "none" else p for p in photos] + [f"seed {k}" for k in seeds]
     new = [None if p == "none" else photo_actor(model, p) for p in photos]
     new += [random_actor(model, k, args.truncation) for k in seeds]             # A x (L, D)
@@ -283,7 +291,7 @@ def main(args):
     if (L, D) != (model.L, model.D):
         raise InputError(f"{name} has codes of {L} x {D}, the image model {model.name} takes {model.L} x {model.D}; "
                          f"give a trajectory of this model, or name another model with --model.")
-    if N > 1 and not file.seekable():  # several trajectories side by side: the last one's first frame is needed at once
+    if N > 1 and file is sys.stdin.buffer:  # side by side: the last one's first frame is needed at once
         spool = tempfile.TemporaryFile()
         shutil.copyfileobj(file, spool)
         spool.seek(0)
@@ -292,17 +300,17 @@ def main(args):
     columns = len(new) if N > 1 and len(new) > 1 else math.ceil(math.sqrt(cells))
     batch = args.batch or max(1, min(32, PIXELS // model.size ** 2))
     fps = args.fps or sidecar.get("fps") or motion["fps"]
-    print(f"transfer.py: image model {model.name}, {T} frames{f' of {N} trajectories' * (N > 1)} at {float(fps):g} fps by "
-          f"{', '.join(labels)}.", file=sys.stderr)
+    print(f"transfer.py: image model {model.name}, {T} frames{f' of {N} trajectories' * (N > 1)} at {float(fps):g} fps, "
+          f"performed by {', '.join(labels)}.", file=sys.stderr)
 
     delta = None
     with VideoWriter(args.output, fps, args.crf) as video, \
             tqdm(total=T, desc="transfer", unit="frame", mininterval=0.5) as bar:
         for w in read_codes(file, name, shape, dtype, max(1, batch // cells)):
             w = w.to(model.device)                                              # (N, K, L, D)
-            if delta is None:
-                delta = torch.stack([torch.stack([torch.zeros_like(w_n[0]) if a is None else offset(a, pca, w_n[0], args.naive)
-                                                  for a in new]) for w_n in w])[:, :, None]     # (N, A, 1, L, D)
+            if delta is None:                                                   # (N, A, 1, L, D)
+                delta = torch.stack([offset(a, pca, w_0, args.naive) for w_0 in w[:, 0] for a in new])
+                delta = delta.reshape(N, -1, 1, L, D)
             shifted = w[:, None] + delta                                        # (N, A, K, L, D)
             frames = render(model, shifted.reshape(-1, L, D), batch)            # (N A K, size, size, 3)
             frames = frames.reshape(cells, -1, *frames.shape[1:])               # (N A, K, size, size, 3)
@@ -326,27 +334,27 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0],
                                      formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     files = parser.add_argument_group("files")
-    files.add_argument("trajectory", nargs="?", metavar="TRAJECTORY", help=".npy of codes; - or nothing is standard input")
-    files.add_argument("--motion", metavar="FILE", help="motion model of train.py; when not given motion.pt of this folder, "
-                       "or else the one in assets/")
-    files.add_argument("-o", "--output", default="video.mp4", metavar="FILE", help="video to write: .mp4, .mov or .mkv")
+    files.add_argument("trajectory", nargs="?", metavar="TRAJECTORY", help=".npy of codes; - or none is standard input")
+    files.add_argument("--motion", metavar="FILE", help="motion model of train.py; when not given motion.pt of this "
+                       "folder, or else the one in assets/")
+    files.add_argument("-o", "--output", default="video.mp4", metavar="FILE", help="video: .mp4, .mov or .mkv")
     actors = parser.add_argument_group("actors")
-    actors.add_argument("--seed", nargs="+", metavar="SEED", help=f"random actors, also ranges as 0-8; {SEED} when no actor is "
-                        "named")
-    actors.add_argument("--actor", action="append", metavar="PHOTO", help="an actor from a photo, or none: the training "
+    actors.add_argument("--seed", nargs="+", metavar="SEED", help=f"random actors, also ranges as 0-8; {SEED} when no "
+                        "actor is named")
+    actors.add_argument("--actor", action="append", metavar="PHOTO", help="actor from a photo, or none: the training "
                         "actor; may be repeated")
-    actors.add_argument("--truncation", type=float, default=1.0, help="of random actors: 1 the paper's, 0 the mean actor")
-    actors.add_argument("--naive", action="store_true", help="start at the new actor's code as it is (Fig. 4, bottom left), "
-                        "to see what the offset trick is for")
+    actors.add_argument("--truncation", type=float, default=1.0, help="of random actors: 1 none, 0 the mean actor")
+    actors.add_argument("--naive", action="store_true", help="start at the new actor's code as it is (Fig. 4, bottom "
+                        "left), to see what the offset trick is for")
     image = parser.add_argument_group("image model")
     image.add_argument("--model", help="faces128, ffhq, ffhq-e4e or the path of a checkpoint; when not given the one "
                        "recorded in the motion model")
     image.add_argument("--encoder", metavar="FILE", help="checkpoint of an encoder, for a model that has none")
     image.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
-    image.add_argument("--batch", type=int, help="pictures rendered at a time; when not given 32, fewer of large ones")
+    image.add_argument("--batch", type=int, help="pictures rendered at once; when not given 32, fewer of large ones")
     video = parser.add_argument_group("video")
-    video.add_argument("--fps", type=fraction, help="frames per second, also as 30000/1001; when not given the training "
-                       "video's")
+    video.add_argument("--fps", type=fraction, help="frames per second, also as 30000/1001; when not given that of the "
+                       "embedded or the training video")
     video.add_argument("--crf", type=float, default=CRF, help="x264's quality, 0 lossless to 51 worst")
     try:
         main(parser.parse_args())

@@ -1,7 +1,7 @@
 """Talking heads that this project draws itself: every picture is a smooth function of one vector of named parameters.
 
     python -m pretrain.faces --sheet sheet.png
-    python -m pretrain.faces --clip assets/demo.mp4 --seconds 40 --seed 5
+    python -m pretrain.faces --clip assets/demo.mp4 --seconds 60 --seed 8
 
 Head frame: unit = eye distance of the average head; x right in the picture, y down, z towards the viewer; origin between
 the eyes, on the axis of the head. Canvas frame: pixels. Colours: RGB in [0, 255].
@@ -10,9 +10,16 @@ the eyes, on the axis of the head. Canvas frame: pixels. Colours: RGB in [0, 255
 import argparse
 import functools
 import math
+import sys
+from pathlib import Path
 
 import cv2
 import numpy as np
+from tqdm import tqdm
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # lets `python pretrain/faces.py` find its siblings
+from models import InputError
+from transfer import VideoWriter
 
 IDENTITY = (
     "skin", "undertone", "blush", "age", "freckles",
@@ -698,6 +705,7 @@ def in_crop(p, size):
 
 
 def in_scene(p, size, head_x=0.5, head_y=0.42, head_scale=1.0, head_roll=0.0):
+    """Head of p placed as in draw_scene(); the body follows a quarter of the head's roll."""
     h = Head(p)
     unit = 0.13 * size * head_scale
     A, B = unit * rotation(head_roll), unit * rotation(0.25 * head_roll)
@@ -712,7 +720,11 @@ def finish(c, size):
 
 
 def draw(p, size=128, oversample=2):
-    """p (Z,) -> the aligned crop (size, size, 3) uint8 RGB."""
+    """The aligned crop of a head: p (Z,) in [-1, 1] -> (size, size, 3) uint8 RGB.
+
+    The crop is embed.py's, FFHQ's from the eyes alone, known here without error: the side is 4 times the frontal eye distance,
+    the centre 0.11 eye distances below the eyes' midpoint, upright but for the roll; CAMERA then moves it off a little.
+    """
     S = size * oversample
     c = Canvas(S, S / 4)
     paint_head(c, in_crop(p, S))
@@ -720,7 +732,145 @@ def draw(p, size=128, oversample=2):
 
 
 def draw_scene(p, size=512, head_x=0.5, head_y=0.42, head_scale=1.0, head_roll=0.0, oversample=2):
+    """The same head with shoulders in a wider frame: p (Z,) -> (size, size, 3) uint8 RGB.
+
+    head_x, head_y: the point between the eyes at rest, in shares of the side. head_scale: 1 makes the eye distance 0.13 sides.
+    head_roll: radians, clockwise. CAMERA is not used.
+    """
     S = size * oversample
     c = Canvas(S, 0.13 * S)
     paint_head(c, in_scene(p, S, head_x, head_y, head_scale, head_roll))
     return finish(c, size)
+
+
+def eye_corners(p, size=512, **scene):
+    """Where draw_scene(p, size, **scene) draws dlib's points 36, 39, 42, 45: (4, 2) pixels, x right, y down."""
+    h = in_scene(p, size, **scene)
+    corners = []
+    for side in (-1, 1):
+        upper, _ = h.lids(side)
+        ends = h.on(upper[[0, -1]], 0.02)                                       # inner, outer corner
+        corners += [ends[1], ends[0]] if side < 0 else [ends[0], ends[1]]
+    return np.array(corners)
+
+
+# ------------------------------------------------------------------------------------------------------------------
+# Talking
+# ------------------------------------------------------------------------------------------------------------------
+
+def glide(rng, n, fps, still, moving, spread):
+    """A value that rests and moves on with minimum jerk: (n,). still, moving: ranges in seconds; spread of the targets."""
+    x, value, t = np.empty(n), 0.0, 0
+    while t < n:
+        rest = int(fps * rng.uniform(*still))
+        x[t:t + rest] = value
+        t += rest
+        steps = max(1, int(fps * rng.uniform(*moving)))
+        target = float(np.clip(spread * rng.standard_normal(), -0.85, 0.85))
+        u = (np.arange(max(0, min(steps, n - t))) + 1) / steps
+        x[t:t + len(u)] = value + (target - value) * (10 * u ** 3 - 15 * u ** 4 + 6 * u ** 5)
+        value, t = target, t + steps
+    return x
+
+
+def bumps(n, fps, centres, widths, heights):
+    """Sum of raised cosines, (n,): seconds, full widths in seconds, heights."""
+    t, x = np.arange(n) / fps, np.zeros(n)
+    for centre, width, height in zip(centres, widths, heights):
+        x += height * 0.5 * (1 + np.cos(np.pi * np.clip(2 * (t - centre) / width, -1, 1)))
+    return x
+
+
+def talk(n, fps, seed):
+    """n frames of talking: motion parameters (n, len(MOTION)) in [-1, 1], and the head's place as a dict of (n,) arrays.
+
+    Phrases of 1.5 to 4 s with syllables, pauses between them, blinks every 2 to 5 s, nods and raised brows on stressed
+    syllables, slow turns of the head, gaze that jumps, a smile that comes and goes.
+    """
+    rng, end = np.random.RandomState(seed), n / fps
+    syllables, t = [], 0.3
+    while t < end:
+        phrase = t + rng.uniform(1.5, 4.0)
+        while t < phrase:
+            syllables.append(t)
+            t += rng.uniform(0.2, 0.36)
+        t += rng.uniform(0.35, 1.0)
+    syllables, m = np.array(syllables), len(syllables)
+    loud = rng.uniform(0.25, 1.0, m)
+    stressed = rng.uniform(size=m) < 0.15
+    loud[stressed] = rng.uniform(1.0, 1.25, stressed.sum())
+    blinks = np.cumsum(rng.uniform(2.0, 5.0, int(end / 2) + 2))
+    opening = bumps(n, fps, syllables, rng.uniform(0.28, 0.42, m), 1.25 * loud)
+    track = {
+        "jaw": -0.92 + np.minimum(opening, 1.7),
+        "width": 0.15 + bumps(n, fps, syllables, rng.uniform(0.3, 0.5, m), 0.55 * rng.uniform(-1, 1, m)),
+        "smile": 0.2 + 0.6 * glide(rng, n, fps, (0.5, 3.0), (0.5, 1.5), 0.6),
+        "blink": -0.6 + bumps(n, fps, blinks, np.full(len(blinks), 0.32), np.full(len(blinks), 1.6)),
+        "wink": np.zeros(n),
+        "brows": -0.1 + 0.25 * glide(rng, n, fps, (1.0, 4.0), (0.3, 0.8), 0.7)
+        + bumps(n, fps, syllables[stressed], np.full(stressed.sum(), 0.7), rng.uniform(0.2, 0.8, stressed.sum())),
+        "yaw": 0.9 * glide(rng, n, fps, (0.2, 1.5), (0.6, 1.6), 0.5),
+        "pitch": 0.8 * glide(rng, n, fps, (0.2, 1.5), (0.5, 1.4), 0.35)
+        + bumps(n, fps, syllables[stressed] + 0.05, np.full(stressed.sum(), 0.6), rng.uniform(0.2, 0.5, stressed.sum())),
+        "roll": glide(rng, n, fps, (0.3, 2.0), (0.6, 1.6), 0.35),
+        "gaze_x": glide(rng, n, fps, (0.6, 2.5), (0.08, 0.14), 0.4),
+        "gaze_y": glide(rng, n, fps, (0.8, 3.0), (0.08, 0.14), 0.25),
+    }
+    place = {"head_x": 0.5 + 0.015 * glide(rng, n, fps, (0.3, 2.0), (1.0, 2.5), 0.8),
+             "head_y": 0.42 + 0.008 * glide(rng, n, fps, (0.3, 2.0), (1.0, 2.5), 0.8),
+             "head_scale": 1.0 + 0.02 * glide(rng, n, fps, (0.5, 3.0), (1.5, 3.0), 0.8),
+             "head_roll": math.radians(5) * glide(rng, n, fps, (0.5, 2.5), (1.0, 2.0), 0.6)}
+    return np.clip(np.stack([track[name] for name in MOTION], 1), -1, 1).astype(np.float32), place
+
+
+def actor(seed, spread=0.8):
+    """Identity for a clip, (Z,) with motion and camera at rest: random, a little nearer to the average than z is."""
+    p = spread * params(np.random.RandomState(seed).standard_normal(Z))
+    p[len(IDENTITY):] = 0
+    return p
+
+
+def clip(seconds, fps, seed, size=512, voice=0):
+    """Frames (size, size, 3) uint8 RGB of one head talking, one by one. seed: who; voice: what is said."""
+    n, p = round(seconds * fps), actor(seed)
+    motion, place = talk(n, fps, voice)
+    for k in range(n):
+        p[len(IDENTITY):len(IDENTITY) + len(MOTION)] = motion[k]
+        yield draw_scene(p, size, **{name: float(track[k]) for name, track in place.items()})
+
+
+def main(args):
+    if args.sheet:
+        rng = np.random.RandomState(args.seed)
+        cells = [draw(params(rng.standard_normal(Z)), 160) for _ in range(48)]
+        sheet = np.concatenate([np.concatenate(cells[k:k + 8], 1) for k in range(0, 48, 8)])
+        if not cv2.imwrite(args.sheet, sheet[..., ::-1]):
+            raise InputError(f"{args.sheet} cannot be written; name a .png in a folder that exists with --sheet.")
+        print(f"faces.py: wrote {args.sheet}, 48 heads.", file=sys.stderr)
+    if args.clip:
+        with VideoWriter(args.clip, args.fps, crf=args.crf) as video:
+            for frame in tqdm(clip(args.seconds, args.fps, args.seed, args.size, args.voice), unit="frame",
+                              total=round(args.seconds * args.fps), desc=args.clip, mininterval=0.5):
+                video.write(frame)
+        print(f"faces.py: wrote {args.clip}, {video.frames} frames.", file=sys.stderr)
+    if not args.sheet and not args.clip:
+        raise InputError("nothing to draw; name a picture with --sheet or a video with --clip.")
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0],
+                                     formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser.add_argument("--sheet", metavar="FILE", help="contact sheet of random heads to write (.png)")
+    parser.add_argument("--clip", metavar="FILE", help="video of one head talking to write (.mp4)")
+    parser.add_argument("--seconds", type=float, default=40.0)
+    parser.add_argument("--fps", type=int, default=25)
+    parser.add_argument("--size", type=int, default=512, help="side of the video in pixels")
+    parser.add_argument("--seed", type=int, default=0, help="who is drawn")
+    parser.add_argument("--voice", type=int, default=0, help="what is said")
+    parser.add_argument("--crf", type=float, default=20, help="x264's quality")
+    try:
+        main(parser.parse_args())
+    except InputError as error:
+        parser.exit(2, f"faces.py: {error}\n")
+    except KeyboardInterrupt:
+        parser.exit(130, "faces.py: interrupted; nothing was written.\n")
