@@ -116,9 +116,10 @@ def photo_actor(model, path):
 
 
 def offset(w_new, pca, w_0, naive=False):
-    """Delta (L, D) that moves a trajectory with first code w_0 (L, D) to the actor w_new (L, D); 0 for None, training actor.
+    """Delta (L, D) that moves a trajectory with first code w_0 (L, D) to the actor w_new (L, D).
 
-    pca: {"mean" (L, D), "basis" (32, L, D)} of the training codes. naive: start at w_new itself (Fig. 4, bottom left).
+    w_new: None is the training actor, Delta = 0. pca: {"mean" (L, D), "basis" (32, L, D)} of the training codes. naive:
+    start at w_new itself (Fig. 4, bottom left).
     """
     if w_new is None:
         return torch.zeros_like(w_0)
@@ -142,7 +143,7 @@ def parse_seeds(words):
 # ------------------------------------------------------------------------------------------------------------------
 
 def render(model, codes, batch):
-    """W+ codes (B, L, D) -> (B, size, size, 3) uint8 RGB, `batch` at once; floor(127.5 v + 128), as in StyleGAN's code."""
+    """W+ codes (B, L, D) -> (B, size, size, 3) uint8 RGB, `batch` at once; floor(127.5 v + 128) as StyleGAN's code."""
     pictures = (model.render(part) for part in codes.split(batch))
     return torch.cat([(p * 127.5 + 128).clamp(0, 255).byte().permute(0, 2, 3, 1).cpu() for p in pictures]).numpy()
 
@@ -300,8 +301,9 @@ def main(args):
     columns = len(new) if N > 1 and len(new) > 1 else math.ceil(math.sqrt(cells))
     batch = args.batch or max(1, min(32, PIXELS // model.size ** 2))
     fps = args.fps or sidecar.get("fps") or motion["fps"]
-    print(f"transfer.py: image model {model.name}, {T} frames{f' of {N} trajectories' * (N > 1)} at {float(fps):g} fps, "
-          f"performed by {', '.join(labels)}.", file=sys.stderr)
+    many = f" of {N} trajectories" * (N > 1)
+    print(f"transfer.py: image model {model.name}, {T} frames{many} at {float(fps):g} fps, performed by "
+          f"{', '.join(labels)}.", file=sys.stderr)
 
     delta = None
     with VideoWriter(args.output, fps, args.crf) as video, \
