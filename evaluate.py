@@ -273,7 +273,7 @@ def main(args):
               "reconstruction.", file=sys.stderr)
     results["settings"] = {**vars(args), "model": {"name": model.name, "sha256": model.sha256}, "window": meta["window"],
                            "training_frames": len(codes), "step": meta["step"], "window_space": train.SPACE,
-                           "python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__,
+                           "python": platform.python_version(), "torch": str(torch.__version__), "numpy": np.__version__,
                            "dlib": dlib.__version__}
     try:
         part.write_text(json.dumps(clean(results), indent=1), encoding="utf-8")

@@ -116,10 +116,10 @@ def main(args):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes once more at its end
         return
     path = Path(args.output)
+    if path.exists() and not path.is_file():
+        raise InputError(f"{path} cannot be written (it is not a file); name another file with -o.")
     part = path.with_name(f".{path.name}.part")
     try:
-        if path.exists() and not path.is_file():
-            raise IsADirectoryError(21, "it is not a file")
         with open(part, "wb") as file:
             bar = tqdm(total=args.n * args.t, desc="sample", unit="frame", mininterval=0.5)
             write_npy(file, (bar.update(len(w)) or w for w in chunks), shape)

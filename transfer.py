@@ -17,6 +17,7 @@ import shutil
 import sys
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
 from fractions import Fraction
 from pathlib import Path
 
@@ -30,7 +31,10 @@ from sample import load_motion, pick_device
 
 SEED = 7  # ours: the actor when none is named, README's example
 CRF = 17  # ours: x264's quality, 0 lossless .. 51 worst; at 17 the codec does not show beside the generator
-PIXELS = 2 ** 22  # ours: rendered at once at most, four pictures of 1024 px, about 2 GB of activations
+# Pixels rendered at once. Ours: four pictures of 128 px stay in a core's cache (167 frames/s; 32 at once: 58), four of
+# 1024 px fill a graphics card with about 2 GB of activations
+PIXELS = {"cpu": 2 ** 16, "cuda": 2 ** 22}
+WORKERS = 8  # ours: cores that render, each its own pictures, at most; bounds the memory at 1024 px
 FORMATS = {".mp4": "mp4", ".mov": "mov", ".mkv": "matroska"}
 
 
@@ -142,10 +146,15 @@ def parse_seeds(words):
 # Pictures and video
 # ------------------------------------------------------------------------------------------------------------------
 
-def render(model, codes, batch):
-    """W+ codes (B, L, D) -> (B, size, size, 3) uint8 RGB, `batch` at once; floor(127.5 v + 128) as StyleGAN's code."""
-    pictures = (model.render(part) for part in codes.split(batch))
-    return torch.cat([(p * 127.5 + 128).clamp(0, 255).byte().permute(0, 2, 3, 1).cpu() for p in pictures]).numpy()
+def render(model, codes, batch, apply=map):
+    """W+ codes (B, L, D) -> (B, size, size, 3) uint8 RGB, `batch` at once; floor(127.5 v + 128) as StyleGAN's code.
+
+    apply: map, or that of a pool of threads, which renders several batches side by side.
+    """
+    def pictures(part):                                                         # (b, L, D) -> (b, size, size, 3)
+        return (model.render(part) * 127.5 + 128).clamp(0, 255).byte().permute(0, 2, 3, 1).cpu()
+
+    return torch.cat(list(apply(pictures, codes.split(batch)))).numpy()
 
 
 def grid(cells, columns):
@@ -170,7 +179,6 @@ class VideoWriter:
 
     def __init__(self, path, fps, crf=CRF):
         self.path = Path(path)
-        self.part = self.path.with_name(f".{self.path.name}.part")
         # 29.97... is a float in motion.pt and 30000/1001 in the file: the denominator of broadcast rates is 1001
         self.fps = Fraction(fps).limit_denominator(1001)
         if self.fps <= 0:
@@ -179,6 +187,7 @@ class VideoWriter:
             raise InputError(f"{path}: the video's name has to end in one of {', '.join(FORMATS)}.")
         if self.path.is_dir():
             raise InputError(f"{path}: is a folder; give the name of a file for the video.")
+        self.part = self.path.with_name(f".{self.path.name}.part")
         try:
             self.part.touch()
         except OSError as error:
@@ -262,8 +271,13 @@ def main(args):
             raise InputError(f"{name} cannot be read ({error.strerror}); name a trajectory of sample.py or "
                              f"embed.py.") from None
 
-    # Motion model and the image model that its codes belong to
     device = pick_device(args.device)
+    # On the CPU every core renders pictures of its own: small convolutions split among cores mostly wait for each other
+    # (two cores, both busy with other work as well: 182 frames/s against 85)
+    workers = min(WORKERS, torch.get_num_threads()) if device.type == "cpu" else 1
+    torch.set_num_threads(1)
+
+    # Motion model and the image model that its codes belong to
     _, motion = load_motion(args.motion, device)
     recorded = motion["model"]
     if args.model is None and recorded["name"] is None:
@@ -299,28 +313,29 @@ def main(args):
         file = spool
     cells = N * len(new)
     columns = len(new) if N > 1 and len(new) > 1 else math.ceil(math.sqrt(cells))
-    batch = args.batch or max(1, min(32, PIXELS // model.size ** 2))
-    fps = args.fps or sidecar.get("fps") or motion["fps"]
+    batch = args.batch or max(1, min(32, PIXELS.get(device.type, PIXELS["cuda"]) // model.size ** 2))
+    ahead = max(1, batch * workers * (4 if workers > 1 else 1) // cells)        # frames read at a time
+    fps = sidecar.get("fps", motion["fps"]) if args.fps is None else args.fps
     many = f" of {N} trajectories" * (N > 1)
     print(f"transfer.py: image model {model.name}, {T} frames{many} at {float(fps):g} fps, performed by "
           f"{', '.join(labels)}.", file=sys.stderr)
 
     delta = None
-    with VideoWriter(args.output, fps, args.crf) as video, \
+    with VideoWriter(args.output, fps, args.crf) as video, ThreadPoolExecutor(workers) as pool, \
             tqdm(total=T, desc="transfer", unit="frame", mininterval=0.5) as bar:
-        for w in read_codes(file, name, shape, dtype, max(1, batch // cells)):
+        for w in read_codes(file, name, shape, dtype, ahead):
             w = w.to(model.device)                                              # (N, K, L, D)
             if delta is None:                                                   # (N, A, 1, L, D)
                 delta = torch.stack([offset(a, pca, w_0, args.naive) for w_0 in w[:, 0] for a in new])
                 delta = delta.reshape(N, -1, 1, L, D)
             shifted = w[:, None] + delta                                        # (N, A, K, L, D)
-            frames = render(model, shifted.reshape(-1, L, D), batch)            # (N A K, size, size, 3)
+            frames = render(model, shifted.reshape(-1, L, D), batch, pool.map)  # (N A K, size, size, 3)
             frames = frames.reshape(cells, -1, *frames.shape[1:])               # (N A, K, size, size, 3)
             for k in range(frames.shape[1]):
                 video.write(grid(frames[:, k], columns))
                 bar.update()
     seconds = time.time() - started
-    print(f"transfer.py: wrote {args.output}, {T} frames, {T / video.fps:.1f} s, {video.stream.width} x "
+    print(f"transfer.py: wrote {args.output}, {T} frames, {T / float(video.fps):.1f} s, {video.stream.width} x "
           f"{video.stream.height}, in {seconds:.1f} s ({T / seconds:.1f} frames/s).", file=sys.stderr)
 
 
@@ -353,7 +368,7 @@ if __name__ == "__main__":
                        "recorded in the motion model")
     image.add_argument("--encoder", metavar="FILE", help="checkpoint of an encoder, for a model that has none")
     image.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
-    image.add_argument("--batch", type=int, help="pictures rendered at once; when not given 32, fewer of large ones")
+    image.add_argument("--batch", type=int, help="pictures rendered at once; when not given, by their size")
     video = parser.add_argument_group("video")
     video.add_argument("--fps", type=fraction, help="frames per second, also as 30000/1001; when not given that of the "
                        "embedded or the training video")

@@ -3,8 +3,8 @@
     python -m pretrain.faces --sheet sheet.png
     python -m pretrain.faces --clip assets/demo.mp4 --seconds 60 --seed 8
 
-Head frame: unit = eye distance of the average head; x right in the picture, y down, z towards the viewer; origin between
-the eyes, on the axis of the head. Canvas frame: pixels. Colours: RGB in [0, 255].
+Head frame: unit = eye distance of the average head; x right in the picture, y down, z towards the viewer; origin
+between the eyes, on the axis of the head. Canvas frame: pixels. Colours: RGB in [0, 255].
 """
 
 import argparse
@@ -38,7 +38,7 @@ YAW, PITCH, ROLL = math.radians(24), math.radians(15), math.radians(6)      # ou
 SHIFT, ZOOM, TILT = 0.025, 0.04, math.radians(3)                            # ours: what dlib's crops wobble by
 NECK = np.array([0.0, 1.2, -0.45])                                          # the head turns about this point
 SAMPLES = 8                                                                 # spline points between control points
-SHADE = 4                                                                   # rounding is computed at 1 / SHADE of the resolution
+SHADE = 4                                                                   # forms are rounded at 1 / SHADE of the size
 BITS = 6                                                                    # sub-pixel bits of polygon vertices
 
 
@@ -47,7 +47,7 @@ BITS = 6                                                                    # su
 # ------------------------------------------------------------------------------------------------------------------
 
 def params(z):
-    """Gaussian z (..., Z) -> p (..., Z) float32 in (-1, 1): onto the sphere (StyleGAN's first normalisation), then tanh."""
+    """Gaussian z (..., Z) -> p (..., Z) float32 in (-1, 1): as StyleGAN's mapping starts, then tanh."""
     u = z / np.sqrt(np.mean(np.square(z), -1, keepdims=True) + 1e-8)
     return np.tanh(u).astype(np.float32)
 
@@ -65,7 +65,12 @@ def palette(stops, x):
     return np.array([np.interp(x, grid, stops[:, c]) for c in range(3)])
 
 
+def lighter(colour, gain, plus):
+    return np.minimum(colour * gain + plus, 255)
+
+
 def mix(a, b, t):
+    """Colour a at t = 0, b at t = 1 -> (3,)."""
     return np.asarray(a, np.float64) * (1.0 - t) + np.asarray(b, np.float64) * t
 
 
@@ -165,7 +170,7 @@ class Canvas:
             return np.zeros((self.S, self.S), np.float32)
         k = SHADE
         rows, columns, m = part
-        y0, x0 = rows.start // k * k, columns.start // k * k                # the box, widened to whole low-resolution pixels
+        y0, x0 = rows.start // k * k, columns.start // k * k                # the box, in whole coarse pixels
         y1, x1 = -(-rows.stop // k) * k, -(-columns.stop // k) * k
         height = np.zeros((y1 - y0, x1 - x0), np.float32)
         height[rows.start - y0:rows.stop - y0, columns.start - x0:columns.stop - x0] = m
@@ -238,14 +243,11 @@ def jaw_drop(jaw):
 
 
 class Head:
-    """Shapes of one head, and where its points fall in the picture.
-
-    place: (2, 2) matrix and (2,) offset, head frame -> pixels; body: the same for what does not turn with the head.
-    """
+    """Shapes of one head, and where its points fall in the picture once it has been put there."""
 
     def __init__(self, p):
         self.v = v = dict(zip(NAMES, (float(x) for x in p)))
-        v["smile"] = 0.35 + 0.65 * v["smile"]                                 # the average head looks friendly
+        v["smile"] = 0.35 + 0.65 * v["smile"]                               # the average head looks friendly
         self.R = turn(v)
         self.half = 0.5 * (1.0 + 0.06 * v["eye_spacing"])                   # half the eye distance
         self.drop = jaw_drop(v["jaw"])
@@ -256,6 +258,7 @@ class Head:
         return ((np.asarray(points, np.float64) - NECK) @ self.R.T + NECK)[..., :2]
 
     def put(self, matrix, offset, body_matrix=None, body_offset=None):
+        """Place the head: (2, 2) and (2,), head frame -> pixels; the body may have its own, as it does not turn."""
         self.A, self.b = matrix, offset
         self.bodyA = matrix if body_matrix is None else body_matrix
         self.bodyb = offset if body_offset is None else body_offset
@@ -364,16 +367,17 @@ class Look:
         hair = mix(palette(HAIR, v["hair_light"]), (168, 70, 30), 0.6 * ramp(v["hair_red"], 0.25, 1.0))
         self.hair = mix(hair, (206, 204, 204), 0.85 * ramp(v["age"], 0.5, 0.95))
         self.hair_dark = self.hair * np.array([0.62, 0.57, 0.56])
-        self.hair_lit = np.minimum(self.hair * 1.18 + 22, 255)
+        self.hair_lit = lighter(self.hair, 1.18, 22)
         self.brow = mix(mix(self.hair, (48, 32, 26), 0.55), self.deep, 0.1)
         self.lash = np.array([38.0, 26.0, 26.0])
         self.iris = mix(palette(IRIS, v["eye_hue"]), (44, 30, 22), 0.25 + 0.25 * v["eye_depth"])
         natural = mix(self.skin * np.array([0.86, 0.56, 0.54]), (196, 84, 84), 0.35)
         self.lip = mix(natural, (188, 36, 58), 0.65 * ramp(v["makeup"], 0.1, 1.0))
-        self.clothes = mix(palette(CLOTHES, v["clothes_hue"]), (246, 240, 232) if v["clothes_light"] > 0 else (38, 40, 52),
+        towards = (246, 240, 232) if v["clothes_light"] > 0 else (38, 40, 52)
+        self.clothes = mix(palette(CLOTHES, v["clothes_hue"]), towards,
                            0.75 * abs(v["clothes_light"]) ** 1.5)
-        self.back = mix(palette(BACKGROUND, v["background_hue"]),
-                        (250, 244, 236) if v["background_light"] > 0 else (70, 72, 88), 0.6 * abs(v["background_light"]) ** 1.3)
+        towards = (250, 244, 236) if v["background_light"] > 0 else (70, 72, 88)
+        self.back = mix(palette(BACKGROUND, v["background_hue"]), towards, 0.6 * abs(v["background_light"]) ** 1.3)
         self.old = old
         self.loss = ramp(v["hair_loss"], 0.5, 1.0)
         self.beard = ramp(v["beard"], 0.45, 0.85) * (1 - ramp(v["makeup"], -0.2, 0.6))
@@ -382,6 +386,7 @@ class Look:
 
 
 def paint_background(c, look):
+    """A wall, lit around the head."""
     y = np.linspace(0, 1, c.S, dtype=np.float32)[:, None]
     x = np.linspace(-1, 1, c.S, dtype=np.float32)[None]
     glow = np.exp(-((x - 0.4 * look.towards[0]) ** 2 + (1.6 * (y - 0.35)) ** 2) / 0.9)
@@ -390,6 +395,7 @@ def paint_background(c, look):
 
 
 def paint_body(c, h, look):
+    """Neck, shoulders and shirt."""
     v = h.v
     d = 0.02 * v["face_width"]
     wide = 0.56 + 0.07 * v["jaw_width"] + 0.05 * look.beard + d
@@ -402,17 +408,21 @@ def paint_body(c, h, look):
     shadow = h.outline()
     shadow = h.to(shadow * np.array([0.98, 1.0, 1.0]) + np.array([0, 0.20, -0.1]))
     c.paint(shadow, look.deep, 0.62, 0.09, cover)
-    c.stroke(h.still(spline([(-0.52, 2.16), (-0.25, 2.30), (-0.06, 2.36)], False)), taper(17) * 0.05, look.shadow, 0.5, 0.02)
-    c.stroke(h.still(spline([(0.52, 2.16), (0.25, 2.30), (0.06, 2.36)], False)), taper(17) * 0.05, look.shadow, 0.5, 0.02)
-    shirt = h.still(spline([(-wide - 0.12, 1.93), (-wide + 0.12, 2.28), (0, 2.52), (wide - 0.12, 2.28), (wide + 0.12, 1.93),
-                            (1.25, 2.14), (2.05, 2.42), (2.5, 3.1), (2.7, 5.0), (2.7, 9.0), (-2.7, 9.0), (-2.7, 5.0),
+    for side in (-1, 1):
+        bone = h.still(spline([(side * 0.52, 2.16), (side * 0.25, 2.30), (side * 0.06, 2.36)], False))
+        c.stroke(bone, taper(len(bone)) * 0.05, look.shadow, 0.5, 0.02)
+    shirt = h.still(spline([(-wide - 0.12, 1.93), (-wide + 0.12, 2.28), (0, 2.52),
+                            (wide - 0.12, 2.28), (wide + 0.12, 1.93), (1.25, 2.14), (2.05, 2.42), (2.5, 3.1),
+                            (2.7, 5.0), (2.7, 9.0), (-2.7, 9.0), (-2.7, 5.0),
                             (-2.5, 3.1), (-2.05, 2.42), (-1.25, 2.14)]))
     c.form(shirt, look.clothes, look.towards, 0.30, 0.5, shadow=(1.0, 1.0, 1.0))
-    collar = h.still(spline([(-wide - 0.13, 1.95), (-wide + 0.10, 2.30), (0, 2.55), (wide - 0.10, 2.30), (wide + 0.13, 1.95)], False))
+    collar = h.still(spline([(-wide - 0.13, 1.95), (-wide + 0.10, 2.30), (0, 2.55),
+                             (wide - 0.10, 2.30), (wide + 0.13, 1.95)], False))
     c.stroke(collar, 0.10, look.clothes * 0.78, 0.8, 0.008)
 
 
 def hair_sizes(h, look):
+    """Volume, length and amplitude of the waves."""
     v = h.v
     volume = (0.10 + 0.11 * (1 + v["hair_volume"])) * (1 - look.loss)
     length = (0.05 + 2.4 * ramp(v["hair_length"], -0.7, 1.1)) * (1 - 0.8 * look.loss)
@@ -420,9 +430,13 @@ def hair_sizes(h, look):
 
 
 def paint_back_hair(c, h, look):
+    """Hair behind neck and shoulders."""
     volume, length, wave = hair_sizes(h, look)
     alpha = 1 - ramp(look.loss, 0.05, 0.6)
-    fall = lambda share: -0.25 + share * (length + 0.40)                    # height along the falling hair
+
+    def fall(share):                                                        # height along the falling hair
+        return -0.25 + share * (length + 0.40)
+
     side = [(0.70 + 0.6 * volume, -1.45 - 0.6 * volume, -0.35), (1.10 + volume, -0.85, -0.4),
             (1.15 + 1.1 * volume, -0.35, -0.45), (1.13 + 1.2 * volume + wave, fall(0.25), -0.45),
             (1.10 + 1.25 * volume - wave, fall(0.5), -0.4), (1.06 + 1.2 * volume + wave, fall(0.78), -0.35),
@@ -436,8 +450,11 @@ def paint_locks(c, h, look):
     """Hair that falls beside the face, over ears and shoulders."""
     volume, length, wave = hair_sizes(h, look)
     alpha = 1 - ramp(look.loss, 0.05, 0.6)
+
+    def fall(share):
+        return -0.25 + share * (length + 0.35)
+
     for side in (-1, 1):
-        fall = lambda share: -0.25 + share * (length + 0.35)
         lock = spline(mirrored(side, [
             (0.80, -0.9, 0.05), (1.10 + 0.9 * volume, -0.7, -0.15), (1.15 + 1.1 * volume, -0.35, -0.2),
             (1.13 + 1.15 * volume + wave, fall(0.25), -0.2), (1.10 + 1.2 * volume - wave, fall(0.52), -0.1),
@@ -449,11 +466,13 @@ def paint_locks(c, h, look):
             strand = spline(mirrored(side, [
                 (0.97 + a * (0.12 + volume), -0.5, 0.0), (0.97 + a * (0.16 + 1.1 * volume) + wave, fall(0.25), -0.1),
                 (0.95 + a * (0.16 + 1.1 * volume) - wave, fall(0.52), -0.05),
-                (0.90 + a * (0.13 + 1.0 * volume) + wave, fall(0.78), 0.0), (0.90 + a * 0.5 * volume, fall(0.95), 0.0)]), False)
+                (0.90 + a * (0.13 + 1.0 * volume) + wave, fall(0.78), 0.0),
+                (0.90 + a * 0.5 * volume, fall(0.95), 0.0)]), False)
             c.stroke(h.to(strand), taper(len(strand)) * 0.045, tone, 0.5 * alpha, 0.008, cover)
 
 
 def paint_ears(c, h, look):
+    """Ears, under the hair."""
     v = h.v
     fw = 1 + 0.07 * v["face_width"]
     for side in (-1, 1):
@@ -466,14 +485,15 @@ def paint_ears(c, h, look):
 
 
 def paint_face(c, h, look):
+    """Skin, with blush, wrinkles and freckles -> coverage (S, S)."""
     v = h.v
     cover = c.form(h.to(h.outline()), look.skin, look.towards, 0.34, 0.55)
-    c.paint(h.on(disc(0, -0.85, 0.55, 0.30)), np.minimum(look.skin * 1.05 + 6, 255), 0.4, 0.16, cover)
+    c.paint(h.on(disc(0, -0.85, 0.55, 0.30)), lighter(look.skin, 1.05, 6), 0.4, 0.16, cover)
     blush = 0.30 + 0.26 * v["blush"] + 0.15 * ramp(v["makeup"], 0, 1)
     lift = -0.05 * ramp(v["smile"], -0.3, 1)
     for side in (-1, 1):
         c.paint(h.on(disc(side * 0.66, 0.62 + lift, 0.24, 0.17)), look.pink, blush, 0.12, cover)
-        c.paint(h.on(disc(side * 0.60, 0.44 + lift, 0.17, 0.08)), np.minimum(look.skin * 1.08 + 12, 255), 0.4, 0.07, cover)
+        c.paint(h.on(disc(side * 0.60, 0.44 + lift, 0.17, 0.08)), lighter(look.skin, 1.08, 12), 0.4, 0.07, cover)
     # eye sockets and the shadow of the brows
     for side in (-1, 1):
         c.paint(h.on(disc(side * h.half, -0.12, 0.36, 0.19)), mix(look.shadow, (150, 90, 110), 0.1), 0.45, 0.08, cover)
@@ -484,12 +504,15 @@ def paint_face(c, h, look):
     grin = ramp(v["smile"], -0.1, 1)
     for side, corner in ((-1, left), (1, right)):
         fold = h.on(spline([(side * 0.27, 0.68 * h.long), (side * 0.44, 0.82 * h.long - 0.03 * grin),
-                            (corner[0] + side * 0.10, corner[1] - 0.06), (corner[0] + side * 0.09, corner[1] + 0.12)], False))
+                            (corner[0] + side * 0.10, corner[1] - 0.06),
+                            (corner[0] + side * 0.09, corner[1] + 0.12)], False))
         c.stroke(fold, taper(len(fold)) * 0.06, look.deep, 0.22 * grin + 0.45 * old, 0.018, cover)
-        bag = h.on(spline([(side * (h.half - 0.22), 0.17), (side * h.half, 0.25), (side * (h.half + 0.22), 0.17)], False))
+        bag = [(side * (h.half - 0.22), 0.17), (side * h.half, 0.25), (side * (h.half + 0.22), 0.17)]
+        bag = h.on(spline(bag, False))
         c.stroke(bag, taper(len(bag)) * 0.05, look.deep, 0.12 + 0.35 * old, 0.018, cover)
-        for k, dy in enumerate((-0.07, 0.02, 0.10)):
-            crow = h.on(spline([(side * (h.half + 0.33), 0.0 + 0.6 * dy), (side * (h.half + 0.47), 0.01 + 1.5 * dy)], False))
+        for dy in (-0.07, 0.02, 0.10):
+            crow = [(side * (h.half + 0.33), 0.6 * dy), (side * (h.half + 0.47), 0.01 + 1.5 * dy)]
+            crow = h.on(spline(crow, False))
             c.stroke(crow, taper(len(crow)) * 0.035, look.deep, 0.45 * old * (0.5 + 0.5 * grin), 0.008, cover)
     raise_ = 0.5 + 0.5 * v["brows"]
     for dy in (-0.62, -0.78, -0.94):
@@ -498,59 +521,68 @@ def paint_face(c, h, look):
     spots = ramp(v["freckles"], 0.2, 1.0) * 0.55
     if spots > 0:
         for k in range(30):                                                 # an even scatter: Roberts' R2 sequence
-            x, y, r = 1.5 * (k * 0.754878 % 1) - 0.75, 0.28 + 0.36 * (k * 0.569840 % 1), 0.016 + 0.014 * (k * 0.618034 % 1)
+            x, y = 1.5 * (k * 0.754878 % 1) - 0.75, 0.28 + 0.36 * (k * 0.569840 % 1)
+            r = 0.016 + 0.014 * (k * 0.618034 % 1)
             c.paint(h.on(disc(x, y - 0.1 * abs(x), r, r, 8)), mix(look.deep, (150, 84, 50), 0.5), spots, 0.0, cover)
     return cover
 
 
 def paint_beard(c, h, look, cover):
+    """Beard and moustache."""
     if look.beard <= 0.001:
         return
     mouth = h.mouth()
     colour = mix(look.hair, look.hair_dark, 0.45)
     d, L = h.drop, h.long
-    half = [(1.06, 0.30, 0.05), (1.02, 0.85 * L, 0.12), (0.88, 1.25 * L + 0.4 * d, 0.25), (0.58, 1.62 * L + 0.8 * d, 0.45),
-            (0.25, 1.84 * L + 0.85 * d, 0.66)]
+    half = [(1.06, 0.30, 0.05), (1.02, 0.85 * L, 0.12), (0.88, 1.25 * L + 0.4 * d, 0.25),
+            (0.58, 1.62 * L + 0.8 * d, 0.45), (0.25, 1.84 * L + 0.85 * d, 0.66)]
     other = [(-x, y, z) for x, y, z in half[::-1]]
-    inner = [(-0.88, 0.62, 0.45), (-0.66, 1.00 * L, 0.65), (-0.40, 0.90 * L, 0.85), (0.0, 0.84 * L, 0.9), (0.40, 0.90 * L, 0.85),
-             (0.66, 1.00 * L, 0.65), (0.88, 0.62, 0.45)]
+    inner = [(-0.88, 0.62, 0.45), (-0.66, 1.00 * L, 0.65), (-0.40, 0.90 * L, 0.85), (0.0, 0.84 * L, 0.9),
+             (0.40, 0.90 * L, 0.85), (0.66, 1.00 * L, 0.65), (0.88, 0.62, 0.45)]
     shape = h.to(spline(half + [(0, 1.88 * L + 0.85 * d, 0.72)] + other + inner))
     c.paint(shape, colour, 0.92 * look.beard, 0.045)
     lip = np.concatenate([mouth[0], mouth[3][::-1]])
     centre = lip.mean(0)
-    c.paint(h.on(centre + (lip - centre) * np.array([1.10, 1.18])), look.skin * np.array([0.9, 0.8, 0.76]), 0.75 * look.beard, 0.03, cover)
+    around = h.on(centre + (lip - centre) * np.array([1.10, 1.18]))          # skin between beard and lips
+    c.paint(around, look.skin * np.array([0.9, 0.8, 0.76]), 0.75 * look.beard, 0.03, cover)
 
 
 def paint_nose(c, h, look, cover):
+    """Bridge, tip, wings and nostrils."""
     v = h.v
     w, L = 0.20 * (1 + 0.20 * v["nose_width"]), (0.63 + 0.05 * v["nose_length"]) * h.long
+
     def at(points):                                                         # (x, y, lift above the face)
         points = np.asarray(points, np.float64)
         return h.on(points[:, :2], points[:, 2])
+
     # The two sides of the bridge; the one away from the light is darker.
     for side in (-1, 1):
-        plane = at(spline(mirrored(side, [(0.08, -0.20, 0.04), (0.10, 0.20, 0.16), (0.13, L - 0.10, 0.28), (w, L - 0.02, 0.08),
-                                          (w * 0.95, L - 0.16, 0.04), (0.17, 0.2, 0.0), (0.20, -0.12, 0.0)])))
+        plane = at(spline(mirrored(side, [(0.08, -0.20, 0.04), (0.10, 0.20, 0.16), (0.13, L - 0.10, 0.28),
+                                          (w, L - 0.02, 0.08), (w * 0.95, L - 0.16, 0.04), (0.17, 0.2, 0.0),
+                                          (0.20, -0.12, 0.0)])))
         c.paint(plane, look.shadow, 0.46 + 0.34 * side * v["light"], 0.045, cover)
     c.paint(at(spline([(-0.05, -0.1, 0.08), (0.05, -0.1, 0.08), (0.055, L - 0.12, 0.3), (-0.055, L - 0.12, 0.3)])),
-            np.minimum(look.skin * 1.06 + 10, 255), 0.55, 0.03, cover)
-    c.paint(at(spline([(-w * 1.05, L + 0.02, 0.06), (0, L + 0.07, 0.18), (w * 1.05, L + 0.02, 0.06), (w * 0.7, L + 0.13, 0.02),
-                       (0, L + 0.17, 0.04), (-w * 0.7, L + 0.13, 0.02)])), look.deep, 0.55, 0.03, cover)
+            lighter(look.skin, 1.06, 10), 0.55, 0.03, cover)
+    c.paint(at(spline([(-w * 1.05, L + 0.02, 0.06), (0, L + 0.07, 0.18), (w * 1.05, L + 0.02, 0.06),
+                       (w * 0.7, L + 0.13, 0.02), (0, L + 0.17, 0.04), (-w * 0.7, L + 0.13, 0.02)])),
+            look.deep, 0.55, 0.03, cover)
     tip = at([(x, y, 0.30) for x, y in disc(0, L - 0.06, 0.125, 0.105)])
     c.paint(tip, mix(look.skin, look.pink, 0.22), 0.8, 0.03, cover)
     for side in (-1, 1):
-        wing = at(spline(mirrored(side, [(w * 0.72, L - 0.14, 0.12), (w * 1.02, L - 0.08, 0.06), (w * 1.02, L + 0.03, 0.06),
-                                         (w * 0.75, L + 0.055, 0.12)]), False))
+        wing = at(spline(mirrored(side, [(w * 0.72, L - 0.14, 0.12), (w * 1.02, L - 0.08, 0.06),
+                                         (w * 1.02, L + 0.03, 0.06), (w * 0.75, L + 0.055, 0.12)]), False))
         c.stroke(wing, taper(len(wing), 0.1, 0.3, 0.7) * 0.055, look.deep, 0.75, 0.008, cover)
         hole = at([(x, y, 0.17) for x, y in disc(side * w * 0.46, L + 0.045, w * 0.30, 0.034)])
         c.paint(hole, look.skin * np.array([0.36, 0.22, 0.20]), 0.9, 0.008, cover)
     c.paint(at([(x, y, 0.34) for x, y in disc(-0.03 * v["light"], L - 0.10, 0.045, 0.035)]),
-            np.minimum(look.skin * 1.1 + 30, 255), 0.6, 0.015, cover)
+            lighter(look.skin, 1.1, 30), 0.6, 0.015, cover)
 
 
 def paint_eyes(c, h, look):
+    """Lids, eyeballs and lashes."""
     v = h.v
-    paint_lash = ramp(v["makeup"], -0.4, 1.0)
+    makeup = ramp(v["makeup"], -0.4, 1.0)
     for side in (-1, 1):
         upper, lower = h.lids(side)
         centre, w, slope = h.eye_frame(side)
@@ -559,9 +591,11 @@ def paint_eyes(c, h, look):
         # skin of the upper lid, from the crease down to the edge
         crease = upper.copy()
         t = np.linspace(-1, 1, n)
-        crease[:, 1] = centre[1] + slope * t - (0.262 + 0.035 * v["eye_size"] - 0.03 * (1 - o)) * np.sqrt(np.maximum(1 - (0.97 * t) ** 2, 0)) + 0.02
+        high = 0.262 + 0.035 * v["eye_size"] - 0.03 * (1 - o)
+        crease[:, 1] = centre[1] + slope * t - high * np.sqrt(np.maximum(1 - (0.97 * t) ** 2, 0)) + 0.02
         lid = h.on(np.concatenate([crease, upper[::-1]]), 0.02)
-        c.paint(lid, mix(mix(look.skin, look.shadow, 0.20 + 0.25 * min(o, 1.0)), mix(look.pink, (120, 70, 110), 0.5), 0.55 * ramp(v["makeup"], 0.2, 1.0)), 0.85, 0.012)
+        bare, painted = mix(look.skin, look.shadow, 0.20 + 0.25 * min(o, 1.0)), mix(look.pink, (120, 70, 110), 0.5)
+        c.paint(lid, mix(bare, painted, 0.55 * ramp(v["makeup"], 0.2, 1.0)), 0.85, 0.012)
         c.stroke(h.on(crease, 0.02), taper(n) * 0.035, look.deep, 0.25 + 0.40 * min(o, 1.0), 0.008)
         ball = h.on(np.concatenate([upper, lower[::-1]]), 0.02)
         cover = c.whole(c.mask(ball))
@@ -570,7 +604,7 @@ def paint_eyes(c, h, look):
         gx, gy = centre[0] + 0.11 * v["gaze_x"], centre[1] - 0.03 + 0.065 * v["gaze_y"]
         c.paint(h.on(disc(gx, gy, r, r, 28), 0.02), look.iris * 0.55, 1.0, 0.0, cover)
         c.paint(h.on(disc(gx, gy, r * 0.84, r * 0.84, 28), 0.02), look.iris, 1.0, 0.01, cover)
-        c.paint(h.on(disc(gx, gy + 0.45 * r, r * 0.55, r * 0.35, 20), 0.02), np.minimum(look.iris * 1.35 + 25, 255), 0.6, 0.02, cover)
+        c.paint(h.on(disc(gx, gy + 0.45 * r, r * 0.55, r * 0.35), 0.02), lighter(look.iris, 1.35, 25), 0.6, 0.02, cover)
         c.paint(h.on(disc(gx, gy, r * 0.46, r * 0.46), 0.02), (16, 12, 14), 1.0, 0.0, cover)
         shade = upper.copy()
         shade[:, 1] += 0.055
@@ -578,25 +612,30 @@ def paint_eyes(c, h, look):
         c.paint(h.on(disc(gx - 0.05, gy - 0.055, 0.036, 0.036, 12), 0.02), (255, 255, 255), 0.95, 0.0, cover)
         # lashes: a dark brush line along the edge, longer outside
         edge = upper.copy()
-        edge[-1] += (side * 0.035, -0.035 - 0.03 * paint_lash)
-        c.stroke(h.on(edge, 0.03), taper(n, 0.35, 0.45, 0.62) * (0.058 + 0.028 * paint_lash), look.lash, 0.95, 0.0)
-        c.stroke(h.on(lower, 0.03), taper(n, 0.3, 0.5, 0.7) * (0.024 + 0.014 * paint_lash), mix(look.deep, look.lash, 0.45), 0.8, 0.0)
-        c.paint(h.on(disc(centre[0] - side * w * 0.95, centre[1] - slope * 0.9 + 0.012, 0.03, 0.022, 10), 0.02), (214, 128, 120), 0.7 * min(o, 1), 0.008)
+        edge[-1] += (side * 0.035, -0.035 - 0.03 * makeup)
+        c.stroke(h.on(edge, 0.03), taper(n, 0.35, 0.45, 0.62) * (0.058 + 0.028 * makeup), look.lash, 0.95, 0.0)
+        width = taper(n, 0.3, 0.5, 0.7) * (0.024 + 0.014 * makeup)
+        c.stroke(h.on(lower, 0.03), width, mix(look.deep, look.lash, 0.45), 0.8, 0.0)
+        duct = disc(centre[0] - side * w * 0.95, centre[1] - slope * 0.9 + 0.012, 0.03, 0.022, 10)
+        c.paint(h.on(duct, 0.02), (214, 128, 120), 0.7 * min(o, 1), 0.008)
 
 
 def paint_brows(c, h, look):
+    """Brows, over the fringe so that they always read."""
     v = h.v
     raise_ = 0.10 * v["brows"]
     for side in (-1, 1):
         arch = 0.05 * v["brow_arch"]
         y = -0.37 - raise_ + 0.02 * v["brows"]
         line = spline([(side * (h.half - 0.33), y + 0.035), (side * (h.half - 0.10), y - 0.02),
-                       (side * (h.half + 0.14), y - 0.05 - arch), (side * (h.half + 0.36), y + 0.06 - 0.4 * arch)], False)
+                       (side * (h.half + 0.14), y - 0.05 - arch),
+                       (side * (h.half + 0.36), y + 0.06 - 0.4 * arch)], False)
         width = taper(len(line), 0.55, 0.12, 0.3) * 0.095 * (1 + 0.38 * v["brow_weight"])
         c.stroke(h.on(line, 0.04), width, look.brow, 0.88, 0.010)
 
 
 def paint_mouth(c, h, look):
+    """Lips, teeth and tongue."""
     v, drop = h.v, h.drop
     outer_up, inner_up, inner_low, outer_low = h.mouth()
     lift = 0.08
@@ -606,31 +645,36 @@ def paint_mouth(c, h, look):
     inside = h.on(np.concatenate([inner_up, inner_low[::-1]]), lift - 0.02)
     cover = c.whole(c.mask(inside))
     c.paint(inside, (62, 18, 24))
-    y0, y1 = inner_up[10, 1], inner_low[10, 1]
+    bottom = inner_low[10, 1]
     half = abs(inner_up[0, 0])
     # tongue, then the teeth, which are fixed to skull and jaw and are uncovered by the lips
-    c.paint(h.on(disc(0, y1 + 0.06 - 0.25 * drop, half * 0.62, 0.10 + 0.18 * drop), lift - 0.15), (196, 84, 88), ramp(drop, 0.03, 0.15), 0.02, cover)
+    tongue = h.on(disc(0, bottom + 0.06 - 0.25 * drop, half * 0.62, 0.10 + 0.18 * drop), lift - 0.15)
+    c.paint(tongue, (196, 84, 88), ramp(drop, 0.03, 0.15), 0.02, cover)
     t = np.linspace(-1, 1, 13)
     gum = (1.06 + 0.02 * v["nose_length"]) * h.long
-    top = gum - 0.20 + 0 * t
+    top = np.full(13, gum - 0.20)
     edge = gum + 0.015 + 0.02 * (1 - t * t) - 0.10 * max(v["smile"], 0) * t * t
     teeth = np.concatenate([np.stack([0.40 * t, top], 1), np.stack([0.40 * t, edge], 1)[::-1]])
     c.paint(h.on(teeth, lift - 0.06), (248, 242, 232), 1.0, 0.006, cover)
     base = gum + 0.80 * drop
-    low = np.concatenate([np.stack([0.32 * t, base + 0.02 + 0.02 * t * t], 1), np.stack([0.32 * t, base + 0.25 + 0 * t], 1)[::-1]])
+    low = np.concatenate([np.stack([0.32 * t, base + 0.02 + 0.02 * t * t], 1),
+                          np.stack([0.32 * t, np.full(13, base + 0.25)], 1)[::-1]])
     c.paint(h.on(low, lift - 0.08), (226, 216, 206), 0.9 * ramp(drop, 0.02, 0.12), 0.008, cover)
-    c.paint(h.on(np.concatenate([inner_up - (0, 0.05), (inner_up + (0, 0.03))[::-1]]), lift), (62, 18, 24), 0.5, 0.012, cover)
+    under = np.concatenate([inner_up - (0, 0.05), (inner_up + (0, 0.03))[::-1]])         # shadow of the upper lip
+    c.paint(h.on(under, lift), (62, 18, 24), 0.5, 0.012, cover)
     c.paint(upper, look.lip * np.array([0.86, 0.80, 0.80]))
     c.paint(lower, look.lip)
-    gloss = (outer_low[10, 1] - inner_low[10, 1])
-    c.paint(h.on(disc(-0.04 * v["light"], inner_low[10, 1] + 0.45 * gloss, half * 0.42, gloss * 0.2), lift), np.minimum(look.lip * 1.15 + 38, 255), 0.6, 0.012)
-    line = 1 - ramp(drop, 0.0, 0.10)
-    c.stroke(h.on(np.concatenate([inner_up[:1], inner_up[1:-1], inner_up[-1:]]), lift), taper(21, 0.3, 0.3) * 0.034, look.lip * 0.34, 0.35 + 0.55 * line, 0.004)
+    full = outer_low[10, 1] - bottom
+    gloss = h.on(disc(-0.04 * v["light"], bottom + 0.45 * full, half * 0.42, full * 0.2), lift)
+    c.paint(gloss, lighter(look.lip, 1.15, 38), 0.6, 0.012)
+    closed = 1 - ramp(drop, 0.0, 0.10)
+    c.stroke(h.on(inner_up, lift), taper(21, 0.3, 0.3) * 0.034, look.lip * 0.34, 0.35 + 0.55 * closed, 0.004)
     for k in (0, -1):
         c.paint(h.on(disc(outer_up[k, 0], outer_up[k, 1], 0.035, 0.03, 10), lift), look.deep, 0.55, 0.012)
 
 
 def paint_front_hair(c, h, look, face):
+    """Hair on top and over the forehead."""
     v = h.v
     volume, length, wave = hair_sizes(h, look)
     loss = look.loss
@@ -640,15 +684,18 @@ def paint_front_hair(c, h, look, face):
     fringe = ramp(v["fringe"], -0.1, 1.1) * (1 - loss)
     xs = np.array([0.90, 0.62, 0.31, 0.0, -0.31, -0.62, -0.90])
     part = 0.62 * side
-    hairline = -1.12 + 0.05 * np.cos(7 * (xs - part)) * (1 - loss) - 0.66 * loss * np.array([0.55, 0.95, 1, 0.95, 1, 0.95, 0.55]) \
+    recede = 0.66 * loss * np.array([0.55, 0.95, 1, 0.95, 1, 0.95, 0.55])
+    edge = (np.abs(xs) / 0.9) ** 2                                          # 0 mid-forehead, 1 at the temples
+    hairline = -1.12 + 0.05 * np.cos(7 * (xs - part)) * (1 - loss) - recede \
         + 0.34 * (np.abs(xs) / 0.9) ** 2.2 * (1 - 0.3 * loss) \
-        + (0.08 + fringe) * (0.48 - 0.52 * np.exp(-((xs - part) / 0.34) ** 2)) * (1 - 0.35 * (np.abs(xs) / 0.9) ** 2)
+        + (0.08 + fringe) * (0.48 - 0.52 * np.exp(-((xs - part) / 0.34) ** 2)) * (1 - 0.35 * edge)
     inner = [(1.06 * fw, 0.14, 0.0), (1.01 * fw, -0.06, 0.1), (0.99 * fw, -0.38, 0.15)]
     middle = [(x * fw, y, z) for x, y, z in zip(xs, hairline, depth(np.stack([xs, hairline], 1)))]
     left_in = [(-x, y, z) for x, y, z in inner[::-1]]
-    top = max(1.66 + volume, 0.0)
+    top = 1.66 + volume
     outer = [(-1.12 * fw - 0.3 * volume, 0.10, -0.12), (-1.13 * fw - 0.9 * volume, -0.35, -0.15),
-             (-1.02 * fw - 0.95 * volume, -0.98 - 0.2 * volume, -0.18), (-0.62 * fw - 0.6 * volume, -1.47 - 0.75 * volume, -0.2),
+             (-1.02 * fw - 0.95 * volume, -0.98 - 0.2 * volume, -0.18),
+             (-0.62 * fw - 0.6 * volume, -1.47 - 0.75 * volume, -0.2),
              (-0.22 * side, -top - 0.10 * volume, -0.2), (0.62 * fw + 0.6 * volume, -1.47 - 0.75 * volume, -0.2),
              (1.02 * fw + 0.95 * volume, -0.98 - 0.2 * volume, -0.18), (1.13 * fw + 0.9 * volume, -0.35, -0.15),
              (1.12 * fw + 0.3 * volume, 0.10, -0.12)]
@@ -659,15 +706,18 @@ def paint_front_hair(c, h, look, face):
     # strands run from the parting to the hairline and the temples
     root = np.array([part * 0.8, -1.55 - 0.9 * volume, 0.0])
     for k, x in enumerate(np.linspace(-1.0, 1.0, 13)):
-        tip = np.array([x * (1.04 * fw + 0.5 * volume), -0.25 - 0.72 * math.cos(1.45 * x) + 0.2 * fringe, 0.5 - 0.45 * abs(x)])
+        tip = np.array([x * (1.04 * fw + 0.5 * volume), -0.25 - 0.72 * math.cos(1.45 * x) + 0.2 * fringe,
+                        0.5 - 0.45 * abs(x)])
         bend = 0.5 * (root + tip) + np.array([0.34 * (x - part), -0.12 - 0.5 * volume, 0.1])
         strand = h.to(spline([root, bend, tip], False))
         tone = look.hair_lit if k % 2 else look.hair_dark
         c.stroke(strand, taper(len(strand)) * 0.055, tone, 0.30 * alpha, 0.012, cover)
-    c.paint(h.to(np.array([(x, y, -0.1) for x, y in disc(0.45 * look.towards[0], -1.30 - 0.55 * volume, 0.55, 0.10)])), look.hair_lit, 0.55 * alpha, 0.09, cover)
+    sheen = disc(0.45 * look.towards[0], -1.30 - 0.55 * volume, 0.55, 0.10)
+    c.paint(h.to(np.column_stack([sheen, np.full(len(sheen), -0.1)])), look.hair_lit, 0.55 * alpha, 0.09, cover)
 
 
 def paint_head(c, h):
+    """Everything, from back to front -> the picture of the canvas."""
     look = Look(h.v)
     paint_background(c, look)
     paint_back_hair(c, h, look)
@@ -689,6 +739,7 @@ def paint_head(c, h):
 # ------------------------------------------------------------------------------------------------------------------
 
 def rotation(angle):
+    """(2, 2), clockwise in the picture for an angle in radians."""
     return np.array([[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]])
 
 
@@ -716,14 +767,15 @@ def in_scene(p, size, head_x=0.5, head_y=0.42, head_scale=1.0, head_roll=0.0):
 
 
 def finish(c, size):
+    """Canvas -> (size, size, 3) uint8."""
     return np.clip(cv2.resize(c.picture, (size, size), interpolation=cv2.INTER_AREA) + 0.5, 0, 255).astype(np.uint8)
 
 
 def draw(p, size=128, oversample=2):
     """The aligned crop of a head: p (Z,) in [-1, 1] -> (size, size, 3) uint8 RGB.
 
-    The crop is embed.py's, FFHQ's from the eyes alone, known here without error: the side is 4 times the frontal eye distance,
-    the centre 0.11 eye distances below the eyes' midpoint, upright but for the roll; CAMERA then moves it off a little.
+    The crop is embed.py's, FFHQ's from the eyes alone, known here without error: the side is 4 times the frontal eye
+    distance, the centre 0.11 eye distances below the eyes' midpoint, upright but for the roll; CAMERA then moves it.
     """
     S = size * oversample
     c = Canvas(S, S / 4)
@@ -734,8 +786,8 @@ def draw(p, size=128, oversample=2):
 def draw_scene(p, size=512, head_x=0.5, head_y=0.42, head_scale=1.0, head_roll=0.0, oversample=2):
     """The same head with shoulders in a wider frame: p (Z,) -> (size, size, 3) uint8 RGB.
 
-    head_x, head_y: the point between the eyes at rest, in shares of the side. head_scale: 1 makes the eye distance 0.13 sides.
-    head_roll: radians, clockwise. CAMERA is not used.
+    head_x, head_y: the point between the eyes at rest, in shares of the side. head_scale: 1 makes the eye distance 0.13
+    sides. head_roll: radians, clockwise. CAMERA is not used.
     """
     S = size * oversample
     c = Canvas(S, 0.13 * S)
@@ -759,7 +811,7 @@ def eye_corners(p, size=512, **scene):
 # ------------------------------------------------------------------------------------------------------------------
 
 def glide(rng, n, fps, still, moving, spread):
-    """A value that rests and moves on with minimum jerk: (n,). still, moving: ranges in seconds; spread of the targets."""
+    """A value that rests, then moves on with minimum jerk (n,). still, moving: ranges in seconds; spread of targets."""
     x, value, t = np.empty(n), 0.0, 0
     while t < n:
         rest = int(fps * rng.uniform(*still))
@@ -782,7 +834,7 @@ def bumps(n, fps, centres, widths, heights):
 
 
 def talk(n, fps, seed):
-    """n frames of talking: motion parameters (n, len(MOTION)) in [-1, 1], and the head's place as a dict of (n,) arrays.
+    """n frames of talking -> motion parameters (n, len(MOTION)) in [-1, 1], the head's place as a dict of (n,) arrays.
 
     Phrases of 1.5 to 4 s with syllables, pauses between them, blinks every 2 to 5 s, nods and raised brows on stressed
     syllables, slow turns of the head, gaze that jumps, a smile that comes and goes.
@@ -811,7 +863,8 @@ def talk(n, fps, seed):
         + bumps(n, fps, syllables[stressed], np.full(stressed.sum(), 0.7), rng.uniform(0.2, 0.8, stressed.sum())),
         "yaw": 0.9 * glide(rng, n, fps, (0.2, 1.5), (0.6, 1.6), 0.5),
         "pitch": 0.8 * glide(rng, n, fps, (0.2, 1.5), (0.5, 1.4), 0.35)
-        + bumps(n, fps, syllables[stressed] + 0.05, np.full(stressed.sum(), 0.6), rng.uniform(0.2, 0.5, stressed.sum())),
+        + bumps(n, fps, syllables[stressed] + 0.05, np.full(stressed.sum(), 0.6),
+                rng.uniform(0.2, 0.5, stressed.sum())),
         "roll": glide(rng, n, fps, (0.3, 2.0), (0.6, 1.6), 0.35),
         "gaze_x": glide(rng, n, fps, (0.6, 2.5), (0.08, 0.14), 0.4),
         "gaze_y": glide(rng, n, fps, (0.8, 3.0), (0.08, 0.14), 0.25),
@@ -839,7 +892,22 @@ def clip(seconds, fps, seed, size=512, voice=0):
         yield draw_scene(p, size, **{name: float(track[k]) for name, track in place.items()})
 
 
+def check(args):
+    """Raises InputError for options that cannot be drawn."""
+    if not args.sheet and not args.clip:
+        raise InputError("nothing to draw; name a picture with --sheet or a video with --clip.")
+    for name, lo, hi in (("seconds", 0.1, 3600), ("fps", 1, 240), ("size", 64, 2048), ("seed", 0, 2 ** 32 - 1),
+                         ("voice", 0, 2 ** 32 - 1), ("crf", 0, 51)):
+        if not lo <= getattr(args, name) <= hi:
+            raise InputError(f"--{name} {getattr(args, name)} is out of range; give {lo} to {hi}.")
+    if args.size % 8:                                                           # coarse masks have to end at the border
+        raise InputError(f"--size {args.size} is not a multiple of 8; give {args.size // 8 * 8}.")
+    if args.sheet and Path(args.sheet).suffix.lower() != ".png":
+        raise InputError(f"{args.sheet} is no name of a PNG file; let it end in .png.")
+
+
 def main(args):
+    check(args)
     if args.sheet:
         rng = np.random.RandomState(args.seed)
         cells = [draw(params(rng.standard_normal(Z)), 160) for _ in range(48)]
@@ -853,8 +921,6 @@ def main(args):
                               total=round(args.seconds * args.fps), desc=args.clip, mininterval=0.5):
                 video.write(frame)
         print(f"faces.py: wrote {args.clip}, {video.frames} frames.", file=sys.stderr)
-    if not args.sheet and not args.clip:
-        raise InputError("nothing to draw; name a picture with --sheet or a video with --clip.")
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ import argparse
 import datetime
 import math
 import os
+import signal
 import sys
 import tempfile
 import time
@@ -99,6 +100,11 @@ class Order:
 
     def __len__(self):
         return self.stop - self.start
+
+
+def leave_interrupts(worker):
+    """Ctrl-C reaches every process of a terminal; only the one that trains should act on it."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def resolution_at(share, size):
@@ -193,7 +199,7 @@ def checkpoint(ema, name, args, step, quality):
     half = {n: (v.half() if v.is_floating_point() and v.ndim > 1 else v).cpu().clone() for n, v in parts.items()}
     opts = {"name": name, "encoder_type": "GradualStyleEncoder", "output_size": model.size, "lr_mlp": 1.0, "step": step,
             "held_out_psnr": quality, "command": f"python -m pretrain.image_model {' '.join(args.argv)}",
-            "date": datetime.date.today().isoformat(), "torch": torch.__version__,
+            "date": datetime.date.today().isoformat(), "torch": str(torch.__version__),
             "licence": "MIT" if args.source == ["faces"] else "that of the footage"}
     return {"state_dict": half, "latent_avg": ema.latent_avg.cpu().clone(), "opts": opts}
 
@@ -252,8 +258,9 @@ def main(args):
     focus_full = focus_map(args.size).to(device)
 
     loader = DataLoader(train_set, args.batch, num_workers=args.workers, prefetch_factor=4 if args.workers else None,
+                        worker_init_fn=leave_interrupts,
                         sampler=Order(len(train_set), args.seed, step * args.batch, args.steps * args.batch))
-    quality = float("nan")
+    quality = []
 
     def report():
         """Contact sheet and held-out PSNR of the EMA networks, then the model and the state, each complete or not at all."""
@@ -269,6 +276,9 @@ def main(args):
                                                   "optimiser": optimiser.state_dict()}, part))
         return values
 
+    # Ctrl-C ends the step at hand and saves, so that the state is always that of a whole step
+    stop = []
+    handler = signal.signal(signal.SIGINT, lambda *_: stop.append(1))
     bar = tqdm(loader, initial=step, total=args.steps, unit="step", mininterval=1.0, desc=output.name)
     try:
         for pictures, z in bar:
@@ -314,16 +324,15 @@ def main(args):
                 decay = min(EMA, (1 + step) / (10 + step))
                 for a, b in zip(ema.state_dict().values(), net.state_dict().values()):
                     a.lerp_(b, 1 - decay) if a.is_floating_point() else a.copy_(b)
-            if step % args.every == 0 or step == args.steps:
+            if step % args.every == 0 or step == args.steps or stop:
                 quality = report()
             if step % 10 == 0:
                 bar.set_postfix_str(f"{r} px, loss {loss.item():.4f}, held-out PSNR "
-                                    + (" / ".join(f"{q:.2f}" for q in quality) if isinstance(quality, list) else "-"))
-    except KeyboardInterrupt:
-        report()
-        print(f"\nStopped at step {step}; go on with --resume.", file=sys.stderr)
-        raise
+                                    + (" / ".join(f"{q:.2f}" for q in quality) or "-"))
+            if stop:
+                raise KeyboardInterrupt(f"stopped at step {step} of {args.steps} and saved; go on with --resume.")
     finally:
+        signal.signal(signal.SIGINT, handler)
         bar.close()
         folder.cleanup()
     print(f"Wrote {output} ({output.stat().st_size / 1e6:.1f} MB), {sheet_path} and {state_path}; held-out PSNR "
@@ -353,5 +362,5 @@ if __name__ == "__main__":
         main(arguments)
     except InputError as error:
         parser.exit(2, f"image_model.py: {error}\n")
-    except KeyboardInterrupt:
-        parser.exit(130)
+    except KeyboardInterrupt as error:
+        parser.exit(130, f"image_model.py: {str(error) or 'stopped before the training began; nothing was written.'}\n")
