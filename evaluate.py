@@ -150,7 +150,7 @@ def actor_table(model, meta, w, actors, every):
             "found": float(np.isfinite(own).all(1).mean())}, "mean": means, "between_actors": between, "actors": rows}
 
 
-def reconstruction_table(model, codes, latents, video, every):
+def reconstruction_table(model, codes, latents, video):
     """How much of the video the codes hold: PSNR (dB, higher is better) of the rendered codes against the aligned crops of
     the source, and correlation of dlib's measures between both. None where the source is not there."""
     sidecar = Path(latents).with_suffix(".json")
@@ -161,7 +161,7 @@ def reconstruction_table(model, codes, latents, video, every):
     places = [next((p for p in (Path(s), sidecar.parent / s) if p.exists()), None) for s in sources]
     if None in places or len(places) != len(read["source"]):
         return None
-    values, found, values_found = [], [[], []], []
+    values, found = [], [[], []]
     crops = (crop for k, path in enumerate(places)
              for crop in embed.crops(path, [{**f, "quad": np.array(f["quad"])} for f in read["frames"]
                                             if f.get("source", 0) == k], model.size))
@@ -248,7 +248,7 @@ def main(args):
     if codes.shape[1:] != (G.L, G.D):
         raise InputError(f"{args.latents} has codes of {codes.shape[1]} x {codes.shape[2]}, {args.motion} makes {G.L} x "
                          f"{G.D}: give the codes that the motion model was trained on.")
-    if None not in (latents["model"]["sha256"], meta["model"]["sha256"]) and latents["model"] != meta["model"]:
+    if None not in (latents["model"]["sha256"], meta["model"]["sha256"]) and latents["model"]["sha256"] != meta["model"]["sha256"]:
         raise InputError(f"{args.latents} was embedded with the image model {latents['model']['name']}, {args.motion} was "
                          f"trained on codes of {meta['model']['name']}: give files that belong together.")
     if max(end - start for start, end in latents["clips"]) < meta["window"]:
@@ -267,7 +267,7 @@ def main(args):
     else:
         print("evaluate.py: no other actors in this image model (or none asked for), so nothing is transferred.",
               file=sys.stderr)
-    results["reconstruction"] = reconstruction_table(model, codes, args.latents, args.video, args.every)
+    results["reconstruction"] = reconstruction_table(model, codes, args.latents, args.video)
     if results["reconstruction"] is None:
         print("evaluate.py: the training video is not where latents.json says; name it with --video to measure the "
               "reconstruction.", file=sys.stderr)

@@ -78,13 +78,17 @@ def sample(generator, T, seed, chunk=CHUNK):
         l, h = generator.roll(s, h)                                             # (1, K, 32), (4, 1, 32)
 
 
-def write_npy(file, chunks, shape):
-    """Writes a .npy of little-endian float32 to a binary file: header first, then each array of chunks as it comes."""
+def write_npy(file, chunks, shape, progress):
+    """Writes a .npy of little-endian float32 to a binary file: header first, then each array of chunks as it comes.
+
+    progress: called with the number of frames after each chunk.
+    """
     np.lib.format.write_array_header_1_0(file, {"descr": "<f4", "fortran_order": False, "shape": shape})
     file.flush()
     for chunk in chunks:
         file.write(chunk.astype("<f4", copy=False).tobytes())
         file.flush()
+        progress(len(chunk))
 
 
 def main(args):
@@ -104,10 +108,11 @@ def main(args):
     frame = (generator.L, generator.D)
     shape = (args.t, *frame) if args.n == 1 else (args.n, args.t, *frame)
     chunks = (w for k in range(args.n) for w in sample(generator, args.t, args.seed + k))
+    bar = tqdm(total=args.n * args.t, desc="sample", unit="frame", mininterval=0.5, disable=stream)  # the reader has one
 
     if stream:
         try:
-            write_npy(sys.stdout.buffer, chunks, shape)
+            write_npy(sys.stdout.buffer, chunks, shape, bar.update)
         except OSError as error:
             # Who reads has seen enough (`| head -c`), which is no fault. Windows says "invalid argument" for it
             if not isinstance(error, BrokenPipeError) and os.name != "nt":
@@ -120,10 +125,8 @@ def main(args):
         raise InputError(f"{path} cannot be written (it is not a file); name another file with -o.")
     part = path.with_name(f".{path.name}.part")
     try:
-        with open(part, "wb") as file:
-            bar = tqdm(total=args.n * args.t, desc="sample", unit="frame", mininterval=0.5)
-            write_npy(file, (bar.update(len(w)) or w for w in chunks), shape)
-            bar.close()
+        with open(part, "wb") as file, bar:
+            write_npy(file, chunks, shape, bar.update)
         os.replace(part, path)
     except OSError as error:
         raise InputError(f"{path} cannot be written ({error.strerror}); name another file with -o.") from None

@@ -4,12 +4,12 @@ Three kinds: answers known on paper, equality with the upstream networks on the 
 real command line on real H.264, real faces for dlib and the real pipe. Two cores take less than ten minutes.
 """
 
+import argparse
 import io
 import json
 import math
 import os
 import re
-import shutil
 import signal
 import subprocess
 import sys
@@ -433,17 +433,135 @@ def test_dlib_finds_drawn_faces_and_reads_their_motion():
     assert np.corrcoef(mouth, jaw)[0, 1] > 0.9 and np.corrcoef(turned, yaw)[0, 1] > 0.9
 
 
-def test_talking_moves_everything_within_range():
+def with_values(p, **values):
+    p = np.array(p, np.float32)
+    for name, value in values.items():
+        p[faces.NAMES.index(name)] = value
+    return p
+
+
+def draw_faces(*args):
+    return subprocess.run([sys.executable, "-m", "pretrain.faces", *map(str, args)], cwd=ROOT, capture_output=True,
+                          text=True, timeout=120)
+
+
+def test_params_ignore_the_length_of_z_and_stay_inside():
+    z = np.random.RandomState(0).standard_normal((5, faces.Z))
+    p = faces.params(z)
+    assert p.dtype == np.float32 and p.shape == z.shape and np.abs(p).max() < 1
+    assert np.allclose(p, faces.params(7 * z), atol=1e-6)
+    assert np.allclose(np.square(np.arctanh(p.astype(float))).mean(-1), 1, atol=1e-4)
+    assert faces.Z == len(set(faces.NAMES)) == 51
+
+
+def test_eyes_of_the_crop_sit_where_ffhq_has_them():
+    """Centre 0.11 eye distances below the eyes, side 4 of them, for every turn of the head and shape of the face."""
+    rng = np.random.RandomState(1)
+    for _ in range(20):
+        p = with_values(faces.params(rng.standard_normal(faces.Z)), shift_x=0, shift_y=0, zoom=0, tilt=0)
+        h = faces.in_crop(p, 400)
+        eyes = np.array([[s * h.half, 0, faces.depth(np.array([s * h.half, 0.0]))] for s in (-1, 1)])
+        assert np.allclose(h.to(eyes).mean(0), (199.5, 199.5 - 11), atol=1e-6)
+        turned = with_values(p, yaw=0, pitch=0, roll=0)
+        assert np.allclose(np.diff(faces.in_crop(turned, 400).to(eyes), axis=0), [[100, 0]], atol=1e-6)
+
+
+def test_camera_moves_the_crop_as_documented():
+    p = np.zeros(faces.Z)
+    at = lambda **v: faces.in_crop(with_values(p, **v), 1000).to(np.array([[-0.5, 0, 0.0], [0.5, 0, 0]]))
+    rest = at()
+    assert np.allclose(at(shift_x=1) - rest, (25, 0), atol=1e-3)
+    assert np.allclose(at(shift_y=-1) - rest, (0, -25), atol=1e-3)
+    assert np.isclose(np.linalg.norm(np.diff(at(zoom=1), axis=0)), 260, atol=1e-3)
+    dx, dy = np.diff(at(tilt=1), axis=0)[0]
+    assert np.isclose(np.degrees(np.arctan2(dy, dx)), 3, atol=1e-3)
+
+
+def test_truth_of_lids_and_lips():
+    p = np.zeros(faces.Z)
+    for blink, share in ((1, 0.0), (-1, 1.08)):
+        v = faces.Head(with_values(p, blink=blink)).v
+        assert np.isclose(faces.openness(v, 1), share)
+    upper, lower = faces.Head(with_values(p, blink=1)).lids(1)
+    assert np.allclose(upper, lower)
+    lips = faces.Head(with_values(p, jaw=-1)).mouth()
+    opened = faces.Head(with_values(p, jaw=1)).mouth()
+    gap = lambda m: (m[2] - m[1])[10, 1]
+    assert np.isclose(faces.jaw_drop(-1), 0) and np.isclose(faces.jaw_drop(1), 0.42) and 0.35 < gap(opened) < 0.45
+    assert gap(lips) < 0.06 and np.all(opened[2][:, 1] >= opened[1][:, 1])
+    winked = faces.Head(with_values(p, blink=0.55, wink=1)).v
+    assert faces.openness(winked, -1) < faces.openness(winked, 1)
+
+
+def test_scene_eye_corners_are_where_dlib_finds_them():
+    rng, errors = np.random.RandomState(4), []
+    for seed in (8, 6, 2, 11):
+        p = with_values(faces.actor(seed), yaw=rng.uniform(-0.5, 0.5), pitch=rng.uniform(-0.4, 0.4), blink=-0.5)
+        where = dict(head_x=0.48, head_y=0.44, head_roll=0.08)
+        points = embed.landmarks(faces.draw_scene(p, 512, **where))
+        truth = faces.eye_corners(p, 512, **where)
+        assert np.all(np.diff(truth[:, 0]) > 0)                                 # 36, 39, 42, 45: left to right
+        errors.append(np.linalg.norm(points[[36, 39, 42, 45]] - truth, axis=1) / (0.13 * 512))
+    assert np.mean(errors) < 0.12                                               # eye distances
+
+
+def test_crop_and_scene_show_the_same_head():
+    """The scene, resampled to the crop's frame, is draw()'s picture but for background and the two resamplings."""
+    p = with_values(faces.actor(8), yaw=0.3, jaw=0.2)
+    a, b = faces.in_crop(p, 128), faces.in_scene(p, 512)
+    M = a.A @ np.linalg.inv(b.A)
+    warped = cv2.warpAffine(cv2.GaussianBlur(faces.draw_scene(p), (0, 0), 0.8), np.c_[M, a.b - M @ b.b], (128, 128),
+                            flags=cv2.INTER_AREA)
+    middle = (slice(40, 100), slice(40, 88))
+    assert np.abs(warped[middle].astype(int) - faces.draw(p)[middle]).mean() < 8
+
+
+def test_talk_is_smooth_reproducible_and_depends_on_the_seed():
     motion, place = faces.talk(1000, 25, seed=3)
-    assert motion.shape == (1000, len(faces.MOTION)) and np.abs(motion).max() <= 1
-    moving = {name for name, x in zip(faces.MOTION, motion.T) if x.std() > 0.1}
-    assert moving == set(faces.MOTION) - {"wink"}
-    speed = np.abs(np.diff(motion[:, faces.MOTION.index("yaw")])).max()
-    assert speed < 0.25                                                         # the head turns, it does not jump
-    blink = motion[:, faces.MOTION.index("blink")]
-    assert 8 <= ((blink[1:] > 0.5) & (blink[:-1] <= 0.5)).sum() <= 20           # in 40 s, every 2 to 5 s
-    again, _ = faces.talk(1000, 25, seed=3)
-    assert np.array_equal(motion, again)
+    assert motion.dtype == np.float32 and motion.shape == (1000, len(faces.MOTION)) and np.abs(motion).max() <= 1
+    assert np.array_equal(motion, faces.talk(1000, 25, seed=3)[0])
+    assert not np.allclose(motion, faces.talk(1000, 25, seed=4)[0])
+    column = dict(zip(faces.MOTION, motion.T.astype(float)))
+    for name in ("yaw", "pitch", "roll", "smile", "width"):
+        assert np.abs(np.diff(column[name], 2)).max() < 0.2, name               # no noise from frame to frame
+    closed = column["blink"] > 0.5
+    assert 8 <= (closed[1:] & ~closed[:-1]).sum() <= 20                         # every 2 to 5 s
+    shut = column["jaw"] < -0.85
+    runs = np.diff(np.flatnonzero(np.diff(np.r_[0, shut, 0]))[::1])[::2]
+    assert (runs >= 8).sum() >= 5 and 0.03 < (column["jaw"] > 0).mean() < 0.6    # pauses, and open mouths
+    assert set(place) == {"head_x", "head_y", "head_scale", "head_roll"}
+    assert all(np.abs(np.diff(track)).max() < 0.01 for track in place.values())
+
+
+def test_talk_does_not_depend_on_the_frame_rate_much():
+    """Twice the frame rate says the same syllables: the jaw of every second frame is the same."""
+    slow, fast = faces.talk(100, 25, seed=5)[0], faces.talk(200, 50, seed=5)[0]
+    jaw = faces.MOTION.index("jaw")
+    assert np.allclose(slow[:, jaw], fast[::2, jaw], atol=1e-5)
+
+
+@pytest.mark.parametrize("args, sentence", [
+    ((), "nothing to draw; name a picture with --sheet or a video with --clip."),
+    (("--sheet", "x.foo"), "x.foo is no name of a PNG file; let it end in .png."),
+    (("--clip", "x.mp4", "--seconds", "-3"), "--seconds -3.0 is out of range; give 0.1 to 3600."),
+    (("--clip", "x.mp4", "--seconds", "nan"), "--seconds nan is out of range; give 0.1 to 3600."),
+    (("--clip", "x.mp4", "--size", "100"), "--size 100 is not a multiple of 8; give 96."),
+    (("--sheet", "no/such/folder/x.png"), "no/such/folder/x.png cannot be written"),
+])
+def test_faces_command_line_says_what_is_wrong(args, sentence):
+    result = draw_faces(*args)
+    assert result.returncode == 2 and result.stdout == ""
+    assert result.stderr.startswith("faces.py: " + sentence) and "Traceback" not in result.stderr
+
+
+def test_faces_command_line_writes_sheet_and_clip(tmp_path):
+    result = draw_faces("--sheet", tmp_path / "s.png", "--clip", tmp_path / "c.mp4", "--seconds", 0.4, "--size", 64)
+    assert result.returncode == 0, result.stderr
+    assert cv2.imread(str(tmp_path / "s.png")).shape == (960, 1280, 3)
+    video = cv2.VideoCapture(str(tmp_path / "c.mp4"))
+    assert (video.get(cv2.CAP_PROP_FRAME_COUNT), video.get(cv2.CAP_PROP_FPS)) == (10, 25)
+    video.release()
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["c.mp4", "s.png"]
 
 
 # ------------------------------------------------------------------------------------------------------------------
@@ -719,59 +837,372 @@ def test_train_refuses_bad_codes(codes, tmp_path):
 
 
 # ------------------------------------------------------------------------------------------------------------------
+# sample.py and transfer.py, with toy models and with those in assets/
+# ------------------------------------------------------------------------------------------------------------------
+
+L, D = 8, 16  # of the 32 px toy image model
+
+
+# ------------------------------------------------------------------------------------------------------------------
+# Toy models: random weights, real file formats
+# ------------------------------------------------------------------------------------------------------------------
+
+@pytest.fixture(scope="module")
+def toy(tmp_path_factory):
+    """Folder with image.pt (with actors), own.pt (without), motion.pt of image.pt, motion_own.pt of own.pt."""
+    folder = tmp_path_factory.mktemp("toy")
+    torch.manual_seed(0)
+    torch.set_num_threads(1)                                                    # toy sizes only wait for a second one
+    for name, n_mlp in (("image", 2), ("own", 0)):
+        parts = {"decoder": models.Generator(32, D=D, Z=D if n_mlp == 0 else 8, n_mlp=n_mlp, channels={4: 8, 8: 8, 16: 8, 32: 8}),
+                 "encoder": models.GradualStyleEncoder(L, D, 64, (1, 1, 1, 1), (8, 12, 16, 24))}
+        torch.save({"state_dict": {f"{p}.{k}": v for p, net in parts.items() for k, v in net.state_dict().items()},
+                    "latent_avg": torch.randn(L, D), "opts": {"name": name}}, folder / f"{name}.pt")
+        sha256 = models.load_image_model(folder / f"{name}.pt").sha256
+        generator = models.MotionGenerator(L, D)
+        generator.init_output(torch.randn(L, D), torch.rand(L, D))
+        with torch.no_grad():                                                   # statistics of BatchNorm, so that it moves
+            for norm in (m for m in generator.modules() if isinstance(m, nn.BatchNorm1d)):
+                norm.momentum = None                                            # plain average over the batches
+            for _ in range(3):
+                generator(torch.randn(32, 32), torch.randn(32, 24, 32))
+        basis = torch.linalg.qr(torch.randn(L * D, 32))[0].T.reshape(32, L, D).contiguous()
+        torch.save({"generator": generator.state_dict(), "sizes": {"L": L, "D": D, "noise": 32, "width": D},
+                    "model": {"name": str(folder / f"{name}.pt"), "sha256": sha256}, "fps": 25.0,
+                    "pca": {"mean": torch.randn(L, D), "basis": basis, "std": torch.ones(32)}, "options": {}, "step": 0,
+                    "window": 25, "version": 1}, folder / ("motion.pt" if name == "image" else "motion_own.pt"))
+    return folder
+
+
+def command(*words, cwd, stdin=subprocess.DEVNULL, data=None):
+    """A script through its command line -> (status, stdout, stderr)."""
+    where = {"input": data} if data is not None else {"stdin": stdin}
+    done = subprocess.run([sys.executable, str(ROOT / words[0]), *map(str, words[1:])], cwd=cwd, capture_output=True,
+                          timeout=120, **where)
+    return done.returncode, done.stdout, done.stderr.decode()
+
+
+def refused(result, *expected):
+    """Status 2, no traceback, one sentence with all expected words."""
+    status, _, text = result
+    last = text.strip().splitlines()[-1]
+    assert status == 2 and "Traceback" not in text, text
+    assert last.endswith(".") and last.split(":")[0] in ("sample.py", "transfer.py"), text
+    for word in expected:
+        assert word in last, (word, last)
+
+
+def psnr(a, b):
+    return 10 * np.log10(255 ** 2 / max(np.mean((a.astype(float) - b.astype(float)) ** 2), 1e-9))
+
+
+# ------------------------------------------------------------------------------------------------------------------
 # sample.py
 # ------------------------------------------------------------------------------------------------------------------
 
-def test_sample_writes_the_same_npy_to_file_and_pipe(tmp_path):
-    piped = run("sample.py", "--t", 70, "--seed", 5)
-    assert piped.returncode == 0 and b"assets" in piped.stderr
-    w = np.load(io.BytesIO(piped.stdout))
-    assert w.shape == (70, 12, 128) and w.dtype == np.float32 and w.std(0).max() > 0
-    assert run("sample.py", "--t", 70, "--seed", 5, "-o", tmp_path / "w.npy").returncode == 0
-    assert (tmp_path / "w.npy").read_bytes() == piped.stdout
-    # a shorter sample is the beginning of a longer one; trajectory k of --n is seed + k alone
-    both = np.load(io.BytesIO(run("sample.py", "--t", 40, "--seed", 4, "--n", 2).stdout))
-    assert both.shape == (2, 40, 12, 128) and np.array_equal(both[1], w[:40]) and not np.array_equal(both[0], both[1])
+def test_sample_equals_the_generator_and_ignores_length_and_number(toy):
+    generator, _ = sample.load_motion(toy / "motion.pt")
+    draw = lambda T, seed, **kw: np.concatenate(list(sample.sample(generator, T, seed, **kw)))
+    w = draw(100, 5)
+    assert w.shape == (100, L, D) and w.dtype == np.float32
+    noise = torch.Generator().manual_seed(5)                    # the paper's G in one call, from the same noise
+    i = torch.randn(1, 32, generator=noise)
+    s = torch.cat([torch.randn(1, 32, 32, generator=noise) for _ in range(4)], 1)[:, :99]
+    with torch.no_grad():
+        assert np.abs(generator(i, s)[0].numpy() - w).max() < 1e-4
+    assert np.abs(w[0] - w[99]).max() > 0.01
+    assert np.array_equal(draw(7, 5), w[:7]) and np.array_equal(draw(1, 5), w[:1]) and np.array_equal(draw(33, 5), w[:33])
+    for chunk in (1, 8, 64, 128):
+        assert np.abs(draw(100, 5, chunk=chunk) - w).max() < 1e-4
+    assert np.abs(draw(100, 6) - w).max() > 0.1
 
 
-def test_sample_is_the_generator_run_at_once():
-    G, meta = sample.load_motion(ROOT / "assets" / "motion.pt")
-    noise = torch.Generator().manual_seed(9)
-    i, s = torch.randn(1, 32, generator=noise), torch.randn(1, 64, 32, generator=noise)
-    at_once = G(i, s)[0].numpy()                                                # (65, L, D): l_0 and two chunks of 32
-    in_chunks = np.concatenate(list(sample.sample(G, 65, 9)))
-    assert np.abs(at_once - in_chunks).max() < 1e-4
+def test_sample_command_line(toy, tmp_path):
+    one = tmp_path / "one.npy"
+    status, out, text = command("sample.py", "--motion", toy / "motion.pt", "--t", 40, "--seed", 3, "-o", one, cwd=tmp_path)
+    assert status == 0 and out == b"" and "wrote" in text, text
+    status, piped, text = command("sample.py", "--t", 40, "--seed", 3, cwd=toy)     # ./motion.pt, standard output
+    assert status == 0 and piped == one.read_bytes() and text == ""
+    assert command("sample.py", "--t", 20000, "--n", 3, "--seed", 2, "-o", tmp_path / "three.npy", cwd=toy)[0] == 0
+    w, three = np.load(one), np.load(tmp_path / "three.npy")
+    assert w.shape == (40, L, D) and three.shape == (3, 20000, L, D) and w.dtype == three.dtype == np.float32
+    assert np.array_equal(three[1, :40], w)                                     # trajectory k is that of seed S + k
+    assert sorted(os.listdir(tmp_path)) == ["one.npy", "three.npy"]
 
 
-@pytest.mark.skipif(os.name == "nt", reason="no pseudo-terminals, other signals")
-def test_sample_ends_quietly_when_the_reader_stops_and_refuses_terminals(tmp_path):
-    process = subprocess.Popen([sys.executable, ROOT / "sample.py", "--t", "100000"], stdout=subprocess.PIPE,
-                               stderr=subprocess.PIPE)
-    process.stdout.read(100000)
+def test_sample_streams(toy):
+    """The first frames leave the pipe long before the last could have been made, and closing it ends the sampling."""
+    process = subprocess.Popen([sys.executable, str(ROOT / "sample.py"), "--t", str(10 ** 9)], cwd=toy,
+                               stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert np.lib.format.read_magic(process.stdout) == (1, 0)
+    assert np.lib.format.read_array_header_1_0(process.stdout) == ((10 ** 9, L, D), False, np.dtype("<f4"))
+    assert np.isfinite(np.frombuffer(process.stdout.read(4 * 100 * L * D), "<f4")).all()
     process.stdout.close()
-    text = process.stderr.read().decode()
-    assert process.wait(timeout=60) == 0 and "Traceback" not in text and "Broken" not in text
+    started = time.time()
+    assert process.wait(20) == 0 and time.time() - started < 5
+    assert process.stderr.read() == b""
+    process.stderr.close()
+
+
+def test_sample_refusals(toy, tmp_path):
+    refused(command("sample.py", "--motion", "none.pt", cwd=tmp_path), "none.pt does not exist", "--motion")
+    (tmp_path / "bad.pt").write_bytes((toy / "motion.pt").read_bytes()[:5000])
+    for path in (tmp_path / "bad.pt", toy / "image.pt"):
+        with pytest.raises(InputError, match=f"{path.name} is not a motion model"):
+            sample.load_motion(path)
+    with pytest.raises(InputError, match="--device abacus"):
+        sample.pick_device("abacus")
+    (tmp_path / "folder.npy").mkdir()
+
+    def refuse(words, **options):
+        options = {"motion": toy / "motion.pt", "t": 9, "n": 1, "seed": 0, "output": tmp_path / "x.npy", "device": "cpu", **options}
+        with pytest.raises(InputError, match=words):
+            sample.main(argparse.Namespace(**options))
+
+    refuse("--t 0 .* at least 1 frame", t=0)
+    refuse("--seed -1: .* whole number", seed=-1)
+    refuse("folder.npy cannot be written", output=tmp_path / "folder.npy")
+    refused(command("sample.py", "--motion", toy / "motion.pt", "-o", "no/x.npy", cwd=tmp_path), "x.npy", "cannot be written")
+    assert sorted(os.listdir(tmp_path)) == ["bad.pt", "folder.npy"]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="pseudo-terminals are POSIX")
+def test_terminals_are_refused(toy):
     import pty
-    master, slave = pty.openpty()
-    refused = subprocess.run([sys.executable, ROOT / "sample.py"], stdout=slave, stderr=subprocess.PIPE, timeout=60)
-    os.close(slave)
-    os.close(master)
-    assert refused.returncode == 2 and b"terminal" in refused.stderr
+    leader, follower = pty.openpty()
+    done = subprocess.run([sys.executable, str(ROOT / "sample.py")], cwd=toy, stdout=follower, stderr=subprocess.PIPE)
+    refused((done.returncode, b"", done.stderr.decode()), "terminal", "-o")
+    refused(command("transfer.py", cwd=toy, stdin=follower), "no trajectory")
+    os.close(leader), os.close(follower)
 
 
-def test_sample_refuses_bad_motion_models(tmp_path):
-    whole = (ROOT / "assets" / "motion.pt").read_bytes()
-    (tmp_path / "cut.pt").write_bytes(whole[:5000])
-    for name in ("cut.pt", "absent.pt"):
-        assert_refused(run("sample.py", "--motion", tmp_path / name, "-o", tmp_path / "w.npy"), name)
-    assert_refused(run("sample.py", "-o", tmp_path / "no" / "w.npy"), "w.npy")
-    assert_refused(run("sample.py", "--t", 0, "-o", tmp_path / "w.npy"), "--t 0")
-    assert not (tmp_path / "w.npy").exists() and not left_over(tmp_path)
+# ------------------------------------------------------------------------------------------------------------------
+# VideoWriter
+# ------------------------------------------------------------------------------------------------------------------
+
+def smooth_picture(H, W, seed=0):
+    """Saturated colours that change slowly, so that halved colour planes lose little: (H, W, 3) uint8."""
+    return cv2.resize(np.random.RandomState(seed).randint(0, 256, (4, 4, 3)).astype(np.uint8), (W, H),
+                      interpolation=cv2.INTER_LINEAR)
+
+
+def test_video_colours_sizes_and_time(tmp_path):
+    pictures = [smooth_picture(125, 97, k // 4) for k in range(12)]
+    path = tmp_path / "x.mp4"
+    with transfer.VideoWriter(path, 29.97002997) as video:
+        for picture in pictures:
+            video.write(picture)
+        assert os.listdir(tmp_path) == [".x.mp4.part"]
+    assert os.listdir(tmp_path) == ["x.mp4"]
+    with av.open(str(path)) as container:
+        stream = container.streams.video[0]
+        frames, context = list(container.decode(stream)), stream.codec_context
+        tags = (context.colorspace, context.color_range, context.color_primaries, context.color_trc)
+        assert (stream.codec_context.name, stream.average_rate, stream.frames) == ("h264", Fraction(30000, 1001), 12)
+    assert [f.pts * f.time_base for f in frames] == [k * Fraction(1001, 30000) for k in range(12)]
+    assert all((f.format.name, f.width, f.height, f.colorspace) == ("yuv420p", 98, 126, 1) for f in frames)
+    assert tags == (1, 1, 1, 1)                                                 # BT.709, limited range
+    for picture, frame in zip(pictures, frames):
+        shown = frame.to_ndarray(format="rgb24")
+        assert psnr(shown[:125, :97], picture) > 35                             # the other matrix gives 29 dB or less
+        assert np.abs(shown[:125, 97].astype(int) - shown[:125, 96]).mean() < 6  # padding repeats the edge
+    data = path.read_bytes()
+    assert 0 < data.find(b"moov") < data.find(b"mdat")                          # faststart
+
+
+def test_video_is_whole_or_absent(tmp_path):
+    with pytest.raises(RuntimeError):
+        with transfer.VideoWriter(tmp_path / "x.mp4", 25) as video:
+            video.write(smooth_picture(32, 32))
+            raise RuntimeError
+    with pytest.raises(InputError, match="no frames"):
+        with transfer.VideoWriter(tmp_path / "x.mp4", 25):
+            pass
+    with pytest.raises(ValueError):
+        with transfer.VideoWriter(tmp_path / "x.mp4", 25) as video:
+            video.write(smooth_picture(32, 32))
+            video.write(smooth_picture(32, 34))
+    with pytest.raises(InputError, match="cannot be written"):
+        with transfer.VideoWriter(tmp_path / "x.mp4", 25) as video:
+            video.write(np.zeros((16, 40000, 3), np.uint8))                     # wider than H.264 allows
+    for path, fps, words in ((tmp_path, 25, "has to end"), (tmp_path / "no" / "x.mp4", 25, "cannot be written"),
+                             (tmp_path / "x.gif", 25, "has to end"), (tmp_path / "x.mp4", 0, "frames per second")):
+        with pytest.raises(InputError, match=words):
+            transfer.VideoWriter(path, fps)
+    assert os.listdir(tmp_path) == []
 
 
 # ------------------------------------------------------------------------------------------------------------------
 # transfer.py
 # ------------------------------------------------------------------------------------------------------------------
+
+def test_offset_algebra(toy):
+    _, motion = sample.load_motion(toy / "motion.pt")
+    mean, basis = motion["pca"]["mean"], motion["pca"]["basis"]
+    model = models.load_image_model(toy / "image.pt")
+    w_new = transfer.random_actor(model, 7)
+    w_0 = torch.randn(L, D)
+    delta = transfer.offset(w_new, motion["pca"], w_0)
+    assert torch.einsum("ld,nld->n", delta, basis).abs().max() < 1e-5           # orthogonal to every direction of motion
+    w_anchor = w_new - delta                                                    # w'_new
+    assert models.transfer_offset(w_anchor, mean, basis).abs().max() < 1e-5            # lies in the training cloud's plane
+    inside = mean + torch.einsum("n,nld->ld", torch.randn(32), basis)           # an actor that is the training actor
+    assert transfer.offset(inside, motion["pca"], w_0).abs().max() < 1e-5
+    assert torch.equal(transfer.offset(None, motion["pca"], w_0), torch.zeros(L, D))
+    assert torch.allclose(w_0 + transfer.offset(w_new, motion["pca"], w_0, naive=True), w_new, atol=1e-6)
+    # z is NumPy's, the picture is embedded again
+    z = torch.from_numpy(np.random.RandomState(7).standard_normal((1, model.Z))).float()
+    assert torch.equal(w_new, model.encode(model.render(model.map(z)).clamp(-1, 1))[0])
+    assert not torch.allclose(w_new, transfer.random_actor(model, 8))
+    assert torch.allclose(transfer.random_actor(model, 7, 0.0), transfer.random_actor(model, 8, 0.0), atol=1e-6)
+
+
+def test_seeds_grid_and_pictures(toy):
+    assert transfer.parse_seeds(["7", "0-3", "7"]) == [7, 0, 1, 2, 3, 7]
+    for word in ("x", "-1", "3-1", "1.5", "4294967296", "1-"):
+        with pytest.raises(InputError, match="whole number"):
+            transfer.parse_seeds([word])
+    cells = np.arange(3, dtype=np.uint8)[:, None, None, None] + np.ones((3, 2, 4, 3), np.uint8)
+    sheet = transfer.grid(cells, 2)
+    assert sheet.shape == (4, 8, 3) and (sheet[:2, :4] == 1).all() and (sheet[:2, 4:] == 2).all()
+    assert (sheet[2:, :4] == 3).all() and not sheet[2:, 4:].any()
+    model = models.load_image_model(toy / "image.pt")
+    w = torch.randn(5, L, D)
+    expected = ((model.render(w).permute(0, 2, 3, 1) + 1) * 127.5).clamp(0, 255).numpy()
+    assert np.abs(transfer.render(model, w, 2).astype(float) - expected).max() <= 0.51
+
+
+def test_pipe(toy, tmp_path):
+    """The two commands of the README, joined by a pipe, at toy size; the video shows what the networks make."""
+    video = tmp_path / "video.mp4"
+    with subprocess.Popen([sys.executable, str(ROOT / "sample.py"), "--t", "70", "--seed", "4"], cwd=toy,
+                          stdout=subprocess.PIPE) as source:
+        status, _, text = command("transfer.py", "--seed", 7, "-o", video, "--crf", 1, cwd=toy, stdin=source.stdout)
+    assert status == 0 and "seed 7" in text and "70 frames" in text, text
+    assert os.listdir(tmp_path) == ["video.mp4"]
+    generator, motion = sample.load_motion(toy / "motion.pt")
+    model = models.load_image_model(toy / "image.pt")
+    w = torch.from_numpy(np.concatenate(list(sample.sample(generator, 70, 4))))
+    delta = models.transfer_offset(transfer.random_actor(model, 7), motion["pca"]["mean"], motion["pca"]["basis"])
+    expected, shown = transfer.render(model, w + delta, 16), decoded(video)
+    assert len(shown) == 70
+    grey = lambda x: np.asarray(x, float).mean(-1)                              # the colour planes are halved
+    assert min(psnr(grey(a), grey(b)) for a, b in zip(shown, expected)) > 25
+    assert psnr(grey(shown[0]), grey(expected[69])) < psnr(grey(shown[69]), grey(expected[69]))
+
+
+@pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
+def test_interrupt_leaves_nothing(toy, tmp_path):
+    np.save(tmp_path / "long.npy", np.zeros((20000, L, D), np.float32))
+    process = subprocess.Popen([sys.executable, str(ROOT / "transfer.py"), "long.npy", "--motion", str(toy / "motion.pt")],
+                               cwd=tmp_path, stderr=subprocess.PIPE, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler))
+    part = tmp_path / ".video.mp4.part"
+    while not (part.exists() and part.stat().st_size):
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    text = process.communicate(timeout=30)[1].decode()
+    assert process.returncode == 130 and "nothing was written" in text and "Traceback" not in text, text
+    assert os.listdir(tmp_path) == ["long.npy"]
+
+
+def perform(trajectory, output, motion, **options):
+    """transfer.py's main within this process."""
+    options = {"seed": None, "actor": None, "model": None, "encoder": None, "truncation": 1.0, "naive": False, "device": "cpu",
+               "batch": None, "fps": None, "crf": 0, **options}
+    transfer.main(argparse.Namespace(trajectory=trajectory and str(trajectory), output=str(output), motion=motion, **options))
+
+
+def test_actors_grids_and_rates(toy, tmp_path):
+    w = np.random.RandomState(0).standard_normal((2, 6, L, D))
+    np.save(tmp_path / "one.npy", w[0].astype(np.float16))
+    np.save(tmp_path / "two.npy", w)                                            # float64
+
+    def video(trajectory, **options):
+        perform(trajectory and tmp_path / trajectory, tmp_path / "v.mp4", toy / "motion.pt", **options)
+        return decoded(tmp_path / "v.mp4").astype(int)
+
+    solo = video("one.npy", actor=["none"], batch=4)
+    assert solo.shape == (6, 32, 32, 3)
+    model = models.load_image_model(toy / "image.pt")
+    plain = transfer.render(model, torch.from_numpy(w[0].astype(np.float16)).float(), 8)
+    with transfer.VideoWriter(tmp_path / "direct.mp4", 25, crf=0) as writer:
+        for frame in plain:
+            writer.write(frame)
+    assert np.abs((decoded(tmp_path / "direct.mp4")).astype(int) - solo).max() <= 2   # codes left as they are
+    sheet = video(None, actor=["none"], seed=["1", "2-3", str(tmp_path / "one.npy")], fps=Fraction(30000, 1001))
+    assert sheet.shape == (6, 64, 64, 3)
+    assert np.abs(sheet[:, :30, :30] - solo[:, :30, :30]).mean() < 3            # training actor first
+    with av.open(str(tmp_path / "v.mp4")) as container:
+        assert container.streams.video[0].average_rate == Fraction(30000, 1001)
+    assert np.array_equal(video("one.npy", actor=["none"], seed=["1-3"], batch=1), sheet)
+    two = video("two.npy", actor=["none"], seed=["1"])
+    assert two.shape == (6, 64, 64, 3)                                          # rows: trajectories, columns: actors
+    assert np.abs(two[:, :30, :30] - solo[:, :30, :30]).mean() < 3
+    words = ("--actor", "none", "--seed", "1", "--motion", toy / "motion.pt", "--crf", 0, "-o", "p.mp4")
+    status, _, text = command("transfer.py", *words, cwd=tmp_path, data=(tmp_path / "two.npy").read_bytes())
+    assert status == 0 and "6 frames of 2 trajectories" in text and "the training actor, seed 1" in text, text
+    assert np.array_equal((decoded(tmp_path / "p.mp4")), two)            # through a pipe as from a file
+    assert not np.array_equal(video("one.npy", seed=["5"], naive=True), video("one.npy", seed=["5"]))
+    # embedded codes: their rate and model are in the .json beside them
+    (tmp_path / "one.json").write_text('{"fps": 12.5, "model": {"name": "image", "sha256": "%s"}}' % model.sha256)
+    video("one.npy", actor=["none"])
+    with av.open(str(tmp_path / "v.mp4")) as container:
+        assert container.streams.video[0].average_rate == Fraction(25, 2)
+    (tmp_path / "one.json").write_text('{"fps": 12.5, "model": {"name": "other", "sha256": "%s"}}' % ("0" * 64))
+    refused(command("transfer.py", "one.npy", "--motion", toy / "motion.pt", cwd=tmp_path), "other", "image", "--model")
+
+
+def test_own_model_has_no_other_actors(toy, tmp_path, capsys):
+    np.save(tmp_path / "w.npy", np.zeros((3, L, D), np.float32))
+    motion = toy / "motion_own.pt"
+    refused(command("transfer.py", "w.npy", "--motion", motion, "--seed", 7, cwd=tmp_path), "own", "no other actors", "--actor none")
+    perform(tmp_path / "w.npy", tmp_path / "v.mp4", motion)
+    assert "performed by the training actor." in capsys.readouterr().err
+    with pytest.raises(InputError, match="own.pt .*not of image"):
+        perform(tmp_path / "w.npy", tmp_path / "v.mp4", motion, model=toy / "image.pt")
+
+
+def test_transfer_refusals(toy, tmp_path):
+    motion = ("--motion", toy / "motion.pt")
+    good = np.zeros((40, L, D), np.float32)
+    np.save(tmp_path / "good.npy", good)
+    data = (tmp_path / "good.npy").read_bytes()
+    (tmp_path / "cut.npy").write_bytes(data[:-5000])
+    (tmp_path / "head.npy").write_bytes(data[:40])
+    (tmp_path / "empty.npy").write_bytes(b"")
+    (tmp_path / "text.npy").write_text("hello")
+    np.save(tmp_path / "int.npy", good.astype(int))
+    np.save(tmp_path / "flat.npy", good.reshape(40, -1))
+    np.save(tmp_path / "size.npy", np.zeros((4, 18, 512), np.float32))
+    np.save(tmp_path / "fortran.npy", np.asfortranarray(good))
+    np.save(tmp_path / "none.npy", good[:0])
+    np.save(tmp_path / "nan.npy", np.where(np.arange(40)[:, None, None] == 37, np.nan, good))
+    before = sorted(os.listdir(tmp_path))
+    for name, words in (("head.npy", "damaged"), ("empty.npy", "is empty"), ("text.npy", "not a .npy"), ("int.npy", "int64"),
+                        ("flat.npy", r"\(40, 128\)"), ("fortran.npy", "Fortran"), ("none.npy", r"\(0, 8, 16\)")):
+        with open(tmp_path / name, "rb") as file, pytest.raises(InputError, match=f"^{name} .*{words}.*[.]$"):
+            transfer.read_header(file, name)
+
+    def refuse(words, trajectory="good.npy", output="v.mp4", **options):
+        with pytest.raises(InputError, match=words):
+            perform(tmp_path / trajectory, tmp_path / output, toy / "motion.pt", **options)
+
+    refuse("size.npy has codes of 18 x 512", "size.npy")
+    refuse("nan.npy has NaN or infinite values in frame 37", "nan.npy")
+    refuse("absent.npy cannot be read", "absent.npy")
+    refuse("has to end", output=".")
+    refuse("--seed 1.5: .* whole number", seed=["1.5"])
+    refuse("--batch 0", batch=0)
+    refuse("--crf 90", crf=90)
+    refuse("frames per second", fps=Fraction(0))
+    refuse("no.jpg", actor=["no.jpg"])
+    refused(command("transfer.py", "cut.npy", *motion, cwd=tmp_path), "cut.npy is cut short", "40 frames", "30 came")
+    refused(command("transfer.py", *motion, cwd=tmp_path, data=data[:3000]), "standard input is cut short")
+    refused(command("transfer.py", *motion, cwd=tmp_path, data=b""), "standard input is empty")
+    refused(command("transfer.py", "good.npy", *motion, "-o", "no/v.mp4", cwd=tmp_path), "v.mp4", "cannot be written")
+    assert sorted(os.listdir(tmp_path)) == before
+
 
 def test_the_pipe_of_the_readme_makes_a_video(tmp_path):
     first = subprocess.Popen([sys.executable, ROOT / "sample.py", "--t", "40"], stdout=subprocess.PIPE, cwd=tmp_path,
@@ -810,14 +1241,6 @@ def test_transfer_renders_what_the_codes_say(tmp_path, embedded):
     assert min(np.abs(a - b).mean() for k, a in enumerate(cells) for b in cells[:k]) > 5        # four people
 
 
-def test_offset_and_naive_shift():
-    torch.manual_seed(0)
-    basis = torch.linalg.qr(torch.randn(48, 32))[0].T.reshape(32, 3, 16)
-    pca, w_new, w_0 = {"mean": torch.randn(3, 16), "basis": basis}, torch.randn(3, 16), torch.randn(3, 16)
-    assert torch.equal(transfer.offset(w_new, pca, w_0), models.transfer_offset(w_new, pca["mean"], basis))
-    assert torch.allclose(w_0 + transfer.offset(w_new, pca, w_0, naive=True), w_new, atol=1e-6)
-
-
 def test_transfer_takes_the_actor_of_a_photo(tmp_path, embedded):
     photo = tmp_path / "photo.png"
     cv2.imwrite(str(photo), faces.draw_scene(faces.actor(6), 400)[..., ::-1])
@@ -830,38 +1253,6 @@ def test_transfer_takes_the_actor_of_a_photo(tmp_path, embedded):
     cv2.imwrite(str(plain), np.full((200, 200, 3), 128, np.uint8))
     assert_refused(run("transfer.py", w, "--actor", plain, "-o", tmp_path / "x.mp4"), "plain.png", "no face")
     assert not (tmp_path / "x.mp4").exists()
-
-
-def test_transfer_refuses_bad_trajectories(tmp_path, embedded):
-    whole = embedded[0].read_bytes()
-    (tmp_path / "cut.npy").write_bytes(whole[:len(whole) // 2])
-    np.save(tmp_path / "sizes.npy", np.zeros((5, 18, 512), np.float32))
-    np.save(tmp_path / "whole.npy", np.zeros((5, 12, 128), np.int64))
-    (tmp_path / "text.npy").write_text("hello")
-    (tmp_path / "empty.npy").write_bytes(b"")
-    for name, word in (("cut.npy", "cut short"), ("sizes.npy", "18 x 512"), ("whole.npy", "int64"), ("text.npy", "not a .npy"),
-                       ("empty.npy", "empty"), ("absent.npy", "cannot be read")):
-        assert_refused(run("transfer.py", tmp_path / name, "-o", tmp_path / "x.mp4"), name, word)
-    assert_refused(run("transfer.py", "-o", tmp_path / "x.mp4", stdin=whole[:5000]), "standard input", "cut short")
-    assert_refused(run("transfer.py", embedded[0], "-o", tmp_path / "no" / "x.mp4"), "x.mp4")
-    assert_refused(run("transfer.py", embedded[0], "-o", tmp_path / "x.gif"), "x.gif", ".mp4")
-    assert not list(tmp_path.glob("x*")) and not left_over(tmp_path)
-
-
-def test_videos_keep_their_colours_and_odd_sizes(tmp_path):
-    y, x = np.mgrid[:63, :97]
-    frame = np.stack([x * 2.5, y * 4, 255 - x * 2.5], -1).clip(0, 255).astype(np.uint8)
-    write_video(tmp_path / "c.mp4", [frame] * 5, Fraction(30000, 1001))
-    back = decoded(tmp_path / "c.mp4")
-    assert back.shape == (5, 64, 98, 3)
-    assert np.abs(back[2, :63, :97].astype(int) - frame).mean() < 3
-    with av.open(str(tmp_path / "c.mp4")) as container:
-        assert container.streams.video[0].average_rate == Fraction(30000, 1001)
-    with pytest.raises(RuntimeError):
-        with transfer.VideoWriter(tmp_path / "broken.mp4", 25) as video:
-            video.write(frame)
-            raise RuntimeError
-    assert not (tmp_path / "broken.mp4").exists() and not left_over(tmp_path)
 
 
 # ------------------------------------------------------------------------------------------------------------------

@@ -462,7 +462,7 @@ def paint_locks(c, h, look):
             (0.82 + 0.1 * volume - wave, fall(0.80), 0.0), (0.90 + wave, fall(0.5), -0.05),
             (0.93 - wave, fall(0.22), 0.0), (0.90, -0.4, 0.05)]))
         cover = c.form(h.to(lock), look.hair, look.towards, 0.13, 0.45, alpha)
-        for k, (a, tone) in enumerate(((0.25, look.hair_dark), (0.5, look.hair_lit), (0.75, look.hair_dark))):
+        for a, tone in ((0.25, look.hair_dark), (0.5, look.hair_lit), (0.75, look.hair_dark)):
             strand = spline(mirrored(side, [
                 (0.97 + a * (0.12 + volume), -0.5, 0.0), (0.97 + a * (0.16 + 1.1 * volume) + wave, fall(0.25), -0.1),
                 (0.95 + a * (0.16 + 1.1 * volume) - wave, fall(0.52), -0.05),
