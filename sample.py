@@ -108,11 +108,10 @@ def main(args):
     frame = (generator.L, generator.D)
     shape = (args.t, *frame) if args.n == 1 else (args.n, args.t, *frame)
     chunks = (w for k in range(args.n) for w in sample(generator, args.t, args.seed + k))
-    bar = tqdm(total=args.n * args.t, desc="sample", unit="frame", mininterval=0.5, disable=stream)  # the reader has one
 
     if stream:
         try:
-            write_npy(sys.stdout.buffer, chunks, shape, bar.update)
+            write_npy(sys.stdout.buffer, chunks, shape, lambda frames: None)     # the reader has a bar
         except OSError as error:
             # Who reads has seen enough (`| head -c`), which is no fault. Windows says "invalid argument" for it
             if not isinstance(error, BrokenPipeError) and os.name != "nt":
@@ -125,7 +124,8 @@ def main(args):
         raise InputError(f"{path} cannot be written (it is not a file); name another file with -o.")
     part = path.with_name(f".{path.name}.part")
     try:
-        with open(part, "wb") as file, bar:
+        with open(part, "wb") as file, \
+                tqdm(total=args.n * args.t, desc="sample", unit="frame", mininterval=0.5) as bar:
             write_npy(file, chunks, shape, bar.update)
         os.replace(part, path)
     except OSError as error:
