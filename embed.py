@@ -5,9 +5,9 @@
     python embed.py part1.mp4 part2.mp4 frames/                   # several sources, each a clip of its own or more
     python embed.py hands.mp4 --model hands.pt --align none       # footage without faces: centre square
 
-Two passes over the video, frame by frame. The first finds the eye corners, which are then smoothed over time; the second
-crops and encodes. Shapes: T frames, L style rows, D style width; frames (H, W, 3) uint8 RGB; points (68, 2) float, x right
-and y down in pixels, pixel centres at whole numbers. "Left" and "right" are as seen in the picture.
+Two passes over the video, frame by frame. The first finds the eye corners, which are then smoothed over time; the
+second crops and encodes. Shapes: T frames, L style rows, D style width; frames (H, W, 3) uint8 RGB; points (68, 2)
+float, x right and y down in pixels, pixel centres at whole numbers. "Left" and "right" are as seen in the picture.
 """
 
 import argparse
@@ -21,7 +21,6 @@ import queue
 import re
 import sys
 import threading
-from fractions import Fraction
 from pathlib import Path
 
 import av
@@ -32,6 +31,7 @@ import torch
 from tqdm import tqdm
 
 from models import InputError, load_image_model
+from sample import pick_device
 
 # Crop (paper, sec. 3, Data Preprocessing: as FFHQ, but from the eye corners only, never the mouth)
 SIDE = 4.0            # crop side in eye distances |e|: FFHQ's 2 max(2 |e|, 1.8 |m|) without its mouth term
@@ -45,23 +45,23 @@ POSITION_SIGMA = 0.04  # ours: one frame at 25 fps, as STIT (Tzaban et al. 2022)
 GAP = 8               # ours: frames without a face, at most, that are interpolated; longer gaps split the clip
 JUMP = 0.5            # ours: eye distances per frame that no head moves at; the track has gone to another face or shot
 RESIZE = 1.5          # ours: change of the eye distance between neighbouring found frames that means another face
-CUT = 0.05            # ours: mean change of brightness of the 32 x 32 thumbnails (range 1) that can be a cut; two talking
-#                       heads of real footage changed by 0.038 at most, a cut between heads framed alike by 0.063. It is one
-CUT_RATIO = 4.0       # ours: when this many times the running mean of the changes before it
+CUT = 0.05            # ours: mean change of brightness of the 32 x 32 thumbnails (range 1) that can be a cut. Measured:
+#                       0.038 per frame at most in two clips of talking heads, 0.063 at a cut between heads framed alike
+CUT_RATIO = 4.0       # ours: it is one when this many times the running mean of the changes before it
 SHORT_SIDES = (256, 512, 1024)  # ours: the picture is searched at these sizes in turn; dlib finds faces from 80 px
 SEARCH_EVERY = 8      # ours: while no face is in sight, the larger sizes are searched in every 8th frame only
 KEEP_SCORE = -0.5     # ours: a face already tracked may score less than dlib's 0 and stays (a turned head does)
 PATCH, BOX = 480, 288  # ours: landmarks are fitted in a patch of 480 px with the face box in its middle 288 px
 BOX_RMS = 2.88        # dlib detector's box side over the root mean square spread of the 68 points; ours, measured
 BOX_SHIFT = (-0.03, -0.12)  # its centre against the points' mean, same unit; ours, measured on real and drawn heads
-SHAKES = ((0, 0, 0), (-15, 0, 0), (15, 0, 0), (0, -15, 0), (0, 15, 0), (0, 0, 12), (0, 0, -12))  # x, y and growth of the
-#                       box, px of the patch: landmarks are averaged over shifted boxes as in StyleInV (suppl. D). Ours:
-#                       which ones. Measured on two clips: the eye line's noise falls from 0.31 / 0.43 to 0.27 / 0.25 deg
+# Landmarks are averaged over shifted boxes, as in StyleInV (suppl. D). Ours: which (x, y and growth, px of the patch).
+# On two clips of real footage the noise of the eye line's angle falls from 0.31 and 0.43 degrees to 0.27 and 0.25
+SHAKES = ((0, 0, 0), (-15, 0, 0), (15, 0, 0), (0, -15, 0), (0, 15, 0), (0, 0, 12), (0, 0, -12))
 # The rest
 PICTURES = {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff"}
 FOLDER_FPS = 25.0     # of a folder of pictures; ours: the paper's footage is 25 fps
 SHEET = 12            # pictures on the preview sheet; ours
-RENDERED = 120        # frames whose reconstruction is measured, evenly spaced; ours: rendering costs as much as encoding
+RENDERED = 120        # frames, evenly spaced, whose reconstruction is measured; ours: it costs as much as encoding
 
 
 # ------------------------------------------------------------------------------------------------------------------
@@ -74,7 +74,8 @@ def picture_files(path):
     if path.is_dir():
         files = [f for f in path.iterdir() if f.suffix.lower() in PICTURES and not f.name.startswith(".")]
         if not files:
-            raise InputError(f"{path} holds no pictures; give a video or a folder of {', '.join(sorted(PICTURES))} files.")
+            raise InputError(f"{path} holds no pictures; give a video, or a folder of "
+                             f"{', '.join(sorted(PICTURES))} files.")
         return sorted(files, key=lambda f: [int(s) if s.isdigit() else s.lower() for s in re.split(r"(\d+)", f.name)])
     return [path] if path.suffix.lower() in PICTURES else []
 
@@ -94,8 +95,8 @@ def read_picture(path):
 def read_video(path, pixels="rgb24", times=None):
     """Yield the frames of a video, or of a folder of pictures, upright and with square pixels, one at a time.
 
-    pixels: "rgb24" for (H, W, 3) uint8 RGB, "gray" for (H, W) uint8. times: a list that receives the presentation time of
-    every yielded frame in seconds, None for pictures and for streams without timestamps.
+    pixels: "rgb24" for (H, W, 3) uint8 RGB, "gray" for (H, W) uint8. times: a list that receives the presentation time
+    of every yielded frame in seconds, None for pictures and for streams without timestamps.
     Raises InputError; a video that breaks off is read as far as it goes, with a warning on stderr.
     """
     files = picture_files(path)
@@ -106,17 +107,17 @@ def read_video(path, pixels="rgb24", times=None):
         yield cv2.cvtColor(image, cv2.COLOR_RGB2GRAY) if pixels == "gray" else image
     if files:
         return
-    count = 0
+    count, promised = 0, 0
     try:
         with av.open(str(path)) as container:
             if not container.streams.video:
-                raise InputError(f"{path} has no picture track (audio only); give a video or a folder of pictures.")
+                why = "has no picture track (audio only)" if container.streams.audio else "holds no picture track"
+                raise InputError(f"{path} {why}; give a video or a folder of pictures.")
             stream = container.streams.video[0]
-            stream.thread_type = "AUTO"
+            stream.thread_type, promised = "AUTO", stream.frames               # 0 where the header does not say
             for frame in container.decode(stream):
-                aspect = frame.sample_aspect_ratio if hasattr(frame, "sample_aspect_ratio") else None
-                aspect = aspect or stream.sample_aspect_ratio or Fraction(1)
-                image = frame.to_ndarray(format=pixels, width=round(frame.width * float(aspect)), height=frame.height)
+                aspect = float(stream.sample_aspect_ratio or 1)                 # width over height of a pixel
+                image = frame.to_ndarray(format=pixels, width=round(frame.width * aspect), height=frame.height)
                 # display matrix: phones store sideways frames. Whole quarter turns, counter-clockwise
                 image = np.ascontiguousarray(np.rot90(image, round(frame.rotation / 90)))
                 if times is not None:
@@ -131,21 +132,24 @@ def read_video(path, pixels="rgb24", times=None):
         if not count:
             raise InputError(f"{path} is not a video that FFmpeg can read ({error.strerror or error}); it may be cut "
                              f"short or of another format: get it again or convert it.") from None
-        print(f"embed.py: {path} is damaged after frame {count}; the frames before it are used.", file=sys.stderr)
+        promised = math.inf
+    if 0 < count < 0.98 * promised:                  # edit lists leave out a few frames of whole files
+        print(f"\nwarning: {path} is cut short or damaged after frame {count}; only those are used.", file=sys.stderr)
     if not count:
         raise InputError(f"{path} holds no complete frame; get it again or convert it.")
 
 
-def frame_total(path):
-    """Number of frames that the source says it has, None when it says nothing. For progress bars and warnings."""
+def header(path):
+    """What a source says of itself: (number of frames, frames per second), None for what it does not say."""
     files = picture_files(path)
     if files:
-        return len(files)
+        return len(files), None
     try:
         with av.open(str(path)) as container:
-            return container.streams.video[0].frames or None
+            stream = container.streams.video[0]
+            return stream.frames or None, float(stream.average_rate) if stream.average_rate else None
     except (av.FFmpegError, OSError, IndexError):
-        return None                                  # read_video says what is wrong
+        return None, None                            # read_video says what is wrong
 
 
 def prefetch(items, depth=16):
@@ -187,21 +191,22 @@ def prefetch(items, depth=16):
 def frame_grid(times, fps=None):
     """Times of the source frames -> (frames per second, index of the source frame shown at each step of that rate).
 
-    times: seconds, (n,). fps: wanted rate, None for the source's. A constant rate is kept frame by frame; a variable one is
-    resampled to its most usual rate: each step shows the frame nearest in time.
+    times: seconds, (n,). fps: wanted rate, None for the source's. A constant rate is kept frame by frame; a variable
+    one is resampled to its most usual rate: each step shows the frame nearest in time.
     """
     n = len(times)
-    if n < 2:
+    times = np.maximum.accumulate(np.asarray(times, float)) - times[0]
+    if n < 2 or times[-1] == 0:
         return fps or FOLDER_FPS, np.arange(n)
-    times = np.asarray(times) - times[0]
     rate = (n - 1) / times[-1]
     constant = np.abs(times - np.arange(n) / rate).max() < 0.5 / rate
     if constant and (fps is None or abs(fps - rate) < 1e-3 * rate):
         return rate, np.arange(n)
-    rate = fps or 1 / np.median(np.diff(times))
+    steps = np.diff(times)
+    rate = fps or 1 / np.median(steps[steps > 0])
     steps = np.arange(int(times[-1] * rate + 1e-6) + 1) / rate
     after = np.clip(np.searchsorted(times, steps), 1, n - 1)
-    return rate, after - (steps - times[after - 1] <= times[after] - steps)
+    return rate, after - (steps - times[after - 1] < times[after] - steps + 1e-3 / rate)       # halfway: the earlier
 
 
 # ------------------------------------------------------------------------------------------------------------------
@@ -257,9 +262,10 @@ def crop_quad(E, angle, distance):
 
 
 def warp(image, quad, size):
-    """Cut a square quad (4, 2) out of a picture (H, W[, 3]), anti-aliased -> (size, size[, 3]); mirrored beyond the edge.
+    """Cut a square quad (4, 2) out of a picture (H, W[, 3]), anti-aliased -> (size, size[, 3]).
 
-    As FFHQ does: sample at least as finely as the source, then average down by a whole number.
+    As FFHQ does: sample at least as finely as the source, then average down by a whole number. Beyond the picture's
+    edge it is mirrored.
     """
     top_left, bottom_left, _, top_right = quad
     m = max(1, math.ceil(np.linalg.norm(top_right - top_left) / size))
@@ -283,10 +289,10 @@ def face_quad(points):
 
 
 def fit(gray, quad):
-    """Landmarks (68, 2) of the face in the middle of a quad of a grey picture (H, W), and the patch they were fitted in.
+    """Landmarks (68, 2) of the face in the middle of a quad of a grey picture (H, W), and the patch they are fitted in.
 
-    The predictor runs on boxes shifted by a little, and its answers are averaged. The patch, not the picture, is what it
-    sees: upright, of one size, and so fine that dlib's rounding to whole pixels does not matter.
+    The predictor runs on boxes shifted by a little, and its answers are averaged. What it sees is the patch: upright,
+    of one size, and so fine that dlib's rounding to whole pixels does not matter.
     """
     patch, edge, points = warp(gray, quad, PATCH), (PATCH - BOX) // 2, []
     for x, y, grow in SHAKES:
@@ -328,8 +334,8 @@ def landmarks(frame):
 def face_measures(points):
     """What a face does, from its points (68, 2), free of the head's place, size and roll.
 
-    mouth_opening: distance of the inner lips (62, 66) over the eye distance. eye_opening: mean of both eyes' heights over
-    their widths. yaw: the nose tip's offset from the eyes' midpoint along the eye line, over the eye distance.
+    mouth_opening: distance of the inner lips (62, 66) over the eye distance. eye_opening: mean of both eyes' heights
+    over their widths. yaw: the nose tip's offset from the eyes' midpoint along the eye line, over the eye distance.
     """
     E, e = eyes(points)
     distance = np.linalg.norm(e)
@@ -361,37 +367,38 @@ def descriptor(frame, points):
 class FaceTracker:
     """Follows one face through the frames of a video, given one after the other.
 
-    A new track starts at the largest face. A running track is fitted from the last landmarks and confirmed in every frame
-    by dlib's detector on a 160 px cut-out around the face, so the picture as a whole is searched only while no face is
-    tracked. A cut ends the track.
+    A new track starts at the largest face. A running track is fitted from the last landmarks and confirmed in every
+    frame by dlib's detector on a 160 px cut-out around the face, so the picture as a whole is searched only while no
+    face is tracked. For GAP frames after a loss only a face near the lost one is taken. A cut ends the track.
     """
 
     def __init__(self):
-        self.points, self.thumb, self.change = None, None, None
+        self.thumb, self.change = None, None         # of the last frame; running mean of the changes between frames
+        self.points, self.last = None, None          # of the last frame if it had a face; of the last face, for a while
         self.short, self.missing = SHORT_SIDES[0], 0
 
     def is_cut(self, gray):
         thumb = cv2.resize(gray, (32, 32), interpolation=cv2.INTER_AREA).astype(np.float32) / 255
-        change = 0.0 if self.thumb is None else float(np.abs(thumb - self.thumb).mean())
-        usual = change if self.change is None else self.change
-        cut = self.thumb is not None and change > CUT and (self.change is None or change > CUT_RATIO * usual)
-        self.thumb = thumb
-        if not cut and change:
-            self.change = 0.9 * usual + 0.1 * change
+        before, self.thumb = self.thumb, thumb
+        if before is None:
+            return False
+        change = float(np.abs(thumb - before).mean())
+        cut = change > CUT and (self.change is None or change > CUT_RATIO * self.change)
+        if not cut:
+            self.change = change if self.change is None else 0.9 * self.change + 0.1 * change
         return cut
 
     def confirmed(self, patch):
         small = cv2.resize(patch, (PATCH // 3, PATCH // 3), interpolation=cv2.INTER_AREA)
-        for r in detector().run(small, 0, KEEP_SCORE)[0]:
-            if max(abs(r.center().x - PATCH / 6), abs(r.center().y - PATCH / 6)) < BOX / 3 / 2:
-                return True
-        return False
+        centres = [r.center() for r in detector().run(small, 0, KEEP_SCORE)[0]]
+        return any(max(abs(c.x - PATCH / 6), abs(c.y - PATCH / 6)) < BOX / 6 for c in centres)
 
     def search(self, gray):
-        """The largest face, at the size where the last one was found, and every so often at the others."""
-        everywhere = self.missing % SEARCH_EVERY == 0
-        for short in SHORT_SIDES if everywhere else (self.short,):
+        """A face at the size where the last one was found, and every so often at the others: points (68, 2) or None."""
+        for short in SHORT_SIDES if self.missing % SEARCH_EVERY == 0 else (self.short,):
             boxes = detect(gray, short)
+            if self.last is not None:                # only a face less than a box away can be the lost one
+                boxes = boxes[np.linalg.norm(boxes[:, :2] + boxes[:, 2:] / 2 - self.last.mean(0), axis=1) < boxes[:, 2]]
             if len(boxes):
                 self.short = short
                 return fit_box(gray, boxes[boxes[:, 2].argmax()])
@@ -401,13 +408,15 @@ class FaceTracker:
         """Grey frame (H, W) -> landmarks (68, 2) or None, and whether a new shot starts with it."""
         cut = self.is_cut(gray)
         if cut:
-            self.points, self.missing = None, 0
+            self.points, self.last, self.missing = None, None, 0
         if self.points is not None:
             points, patch = fit(gray, face_quad(self.points))
             self.points = points if self.confirmed(patch) else None
         if self.points is None:
             self.points = self.search(gray)
         self.missing = 0 if self.points is not None else self.missing + 1
+        if self.points is not None or self.missing > GAP:
+            self.last = self.points
         return self.points, cut
 
 
@@ -424,7 +433,8 @@ def track_face(frames):
 def split_clips(points, cuts):
     """Points (n, 68, 2) with NaN, cuts (n,) -> list of (start, end) of the clips: frames that may be learnt as motion.
 
-    A clip begins and ends with a found face. It ends before a cut, a gap of more than GAP frames or a leap of the track.
+    A clip begins and ends with a found face. It ends before a cut, a gap of more than GAP frames or a leap of the track
+    (over a gap, a head may have moved on for 3 frames' worth).
     """
     found = np.flatnonzero(np.isfinite(points[:, 0, 0]))
     if not len(found):
@@ -433,7 +443,7 @@ def split_clips(points, cuts):
     distance = np.linalg.norm(e, axis=1)
     shots = np.cumsum(cuts)[found]
     step = np.diff(found)
-    far = np.linalg.norm(np.diff(E, axis=0), axis=1) > JUMP * step * distance[:-1]
+    far = np.linalg.norm(np.diff(E, axis=0), axis=1) > JUMP * np.minimum(step, 3) * distance[:-1]
     resized = np.abs(np.diff(np.log(distance))) > math.log(RESIZE)
     ends = np.flatnonzero((step > GAP + 1) | (np.diff(shots) > 0) | far | resized)
     return [(int(found[a]), int(found[b]) + 1) for a, b in zip([0, *ends + 1], [*ends, len(found) - 1])]
@@ -487,66 +497,62 @@ def centre_quad(height, width):
 def survey(path, align="face", fps=None):
     """First pass over one source: where the crops lie.
 
+    align: "face", or "none" for the centre square. fps: rate to resample to; None keeps the source's.
     Returns a dict: fps; resampled (bool); frames, a list of {"index", "clip", "quad" (4, 2), "found"} in time order;
     and counts for the report: decoded, found, clips, gaps, cuts, shake, raw_shake. Raises InputError without a face.
     """
-    times, sizes = [], []
+    (total, usual), times, sizes = header(path), [], []
 
     def grey_frames():
         for gray in tqdm(prefetch(read_video(path, "gray", times)), desc=f"1/2 {Path(path).name}", unit="frame",
-                         total=frame_total(path), mininterval=0.5):
+                         total=total, mininterval=0.5):
             sizes.append(gray.shape)
             yield gray
 
     if align == "face":
         points, cuts = track_face(grey_frames())
+        found = np.isfinite(points[:, 0, 0])
     else:
         tracker = FaceTracker()
         cuts = np.array([tracker.is_cut(gray) for gray in grey_frames()])
+        found = np.ones(len(cuts), bool)
     n = len(cuts)
-    if any(t is None for t in times):                # pictures, or a stream without timestamps
-        rate = float(stream_rate(path) or fps or FOLDER_FPS)
-        times = np.arange(n) / rate
-        fps = fps if stream_rate(path) else None
-    rate, grid = frame_grid(times, fps)
 
-    quads = np.full((n, 4, 2), np.nan)
+    # Time
+    if any(t is None for t in times):                # pictures, or a stream without timestamps
+        times = np.arange(n) / (usual or fps or FOLDER_FPS)
+    rate, grid = frame_grid(times, fps)
+    if usual and not fps and abs(rate - usual) < 1e-3 * usual:
+        rate = usual                                 # timestamps may be rounded, to milliseconds in Matroska
+
+    # Crops of all source frames that lie in a clip
+    quads, raw_shake = np.full((n, 4, 2), np.nan), [0.0]
     if align == "face":
-        found = np.isfinite(points[:, 0, 0])
         if not found.any():
-            raise InputError(f"{path}: no face found in {n} frame{'s' * (n > 1)}; give footage with a face seen from the "
-                             f"front, or --align none for footage without faces.")
+            raise InputError(f"{path}: no face found in {n} frame{'s' * (n > 1)}; give footage with a face seen from "
+                             f"the front, or --align none for footage without faces.")
         clips = split_clips(points, cuts)
-        seconds = times[-1] - times[0] if n > 1 else 0
+        source_rate = (n - 1) / (times[-1] - times[0]) if times[-1] > times[0] else rate
         for start, end in clips:
-            quads[start:end] = smooth_quads(points[start:end], (n - 1) / seconds if seconds else rate)
+            quads[start:end] = smooth_quads(points[start:end], source_rate)
         E, e = eyes(points.astype(np.float64))
         raw = crop_quad(E, np.arctan2(e[:, 1], e[:, 0]), np.linalg.norm(e, axis=-1))
-        raw_shake = [shake(raw[a:b][found[a:b]]) for a, b in clips]
+        raw_shake = [shake(raw[start:end][found[start:end]]) for start, end in clips]
     else:
-        found = np.ones(n, bool)
         starts = [0, *np.flatnonzero(cuts)]
         clips = list(zip(starts, [*starts[1:], n]))
         quads[:] = [centre_quad(*size) for size in sizes]
-        raw_shake = [0.0]
     clip_of = np.full(n, -1)
     for k, (start, end) in enumerate(clips):
         clip_of[start:end] = k
-    rows = [int(k) for k in grid if clip_of[k] >= 0]
-    names = {c: k for k, c in enumerate(dict.fromkeys(clip_of[rows].tolist()))}     # resampling can skip a short clip
-    return {"fps": float(rate), "resampled": len(grid) != n or bool((grid != np.arange(n)).any()),
-            "frames": [{"index": k, "clip": names[int(clip_of[k])], "quad": quads[k], "found": bool(found[k])} for k in rows],
-            "decoded": n, "found": int(found.sum()), "clips": len(names), "cuts": int(cuts.sum()),
-            "gaps": int(sum(np.diff(np.r_[True, found].astype(int)) == -1)),
+
+    rows = grid[clip_of[grid] >= 0]                                             # source frame of every code
+    numbers = {clip: k for k, clip in enumerate(np.unique(clip_of[rows]))}      # resampling can skip a short clip
+    frames = [{"index": int(k), "clip": numbers[clip_of[k]], "quad": quads[k], "found": bool(found[k])} for k in rows]
+    return {"fps": float(rate), "resampled": not np.array_equal(grid, np.arange(n)), "frames": frames,
+            "decoded": n, "found": int(found.sum()), "clips": len(numbers), "cuts": int(cuts.sum()),
+            "gaps": int((np.diff(np.r_[1, found]) == -1).sum()),
             "shake": float(np.mean([shake(quads[a:b]) for a, b in clips])), "raw_shake": float(np.mean(raw_shake))}
-
-
-def stream_rate(path):
-    """Average frame rate that a video's header gives, None for pictures."""
-    if picture_files(path):
-        return None
-    with av.open(str(path)) as container:
-        return container.streams.video[0].average_rate
 
 
 def crops(path, frames, size):
@@ -616,6 +622,26 @@ def open_parts(paths):
     return parts
 
 
+def write(parts, path, data):
+    """Append bytes to the temporary file of `path`."""
+    try:
+        parts[path].write(data)
+        parts[path].flush()
+    except OSError as error:
+        raise InputError(f"{path} cannot be written to the end ({error.strerror}); make room, or name another "
+                         f"disk with -o.") from None
+
+
+def finish(parts):
+    """Give the temporary files, now complete, their names."""
+    for path, file in parts.items():
+        file.close()
+        try:
+            os.replace(file.name, path)
+        except OSError as error:
+            raise InputError(f"{path} cannot be replaced ({error.strerror}); close it where it is open.") from None
+
+
 def discard(parts):
     for file in parts.values():
         file.close()
@@ -627,41 +653,44 @@ def main(args):
     if target.suffix != ".npy":
         raise InputError(f"{target} does not end in .npy; name the codes' file so with -o.")
     sheet_path = None if args.preview == "none" else Path(args.preview or target.with_suffix(".png"))
-    for path in args.video:
-        if not Path(path).exists():
-            raise InputError(f"{path} does not exist; give a video or a folder of pictures.")
+    if sheet_path is not None and sheet_path.suffix.lower() != ".png":
+        raise InputError(f"{sheet_path} does not end in .png; name the preview so with --preview, or say none.")
     if args.fps is not None and not 0 < args.fps <= 1000:
         raise InputError(f"--fps {args.fps} is no frame rate; give a number above 0 and up to 1000.")
     if args.batch < 1:
         raise InputError(f"--batch {args.batch} is no batch size; give 1 or more.")
-    device = ("cuda" if torch.cuda.is_available() else "cpu") if args.device == "auto" else args.device
-    parts = open_parts([target, target.with_suffix(".json")] + [sheet_path] * (sheet_path is not None))
+    targets = [target, target.with_suffix(".json")] + ([sheet_path] if sheet_path else [])
+    for path in map(Path, args.video):
+        if not path.exists():
+            raise InputError(f"{path} does not exist; give a video or a folder of pictures.")
+        if path.resolve() in [t.resolve() for t in targets]:
+            raise InputError(f"{path} would be overwritten by the output; name another with -o.")
+    parts = open_parts(targets)
     try:
-        embed(args, parts, target, sheet_path, load_image_model(args.model, device=device))
+        embed(args, parts, target, sheet_path, load_image_model(args.model, device=pick_device(args.device)))
     finally:
         discard(parts)                               # nothing half-written stays; what was completed has its own name
 
 
 def embed(args, parts, target, sheet_path, model):
-    """Both passes and the three files. parts: the open temporary files by their final paths."""
+    """Both passes and the files. parts: the open temporary files by their final paths."""
     if model.encoder is None:
         raise InputError(f"{args.model} has no encoder; name an image model that has one with --model.")
     hint = "; photographs of people want --model ffhq (the paper's, research only)" if args.model == "faces128" else ""
     print(f"embed.py: image model {model.name}, {model.size} px, {model.L} x {model.D} codes{hint}.", file=sys.stderr)
 
     # First pass: one survey per source. All take the first one's frame rate, and every source starts a new clip
-    surveys, fps = [], args.fps
-    for path in args.video:
-        surveys.append(survey(path, args.align, fps))
-        fps = fps or surveys[0]["fps"]
-        if surveys[-1]["resampled"]:
-            print(f"embed.py: {path} is resampled to a constant {surveys[-1]['fps']:.3f} frames per second.",
-                  file=sys.stderr)
-    frames = []
-    for k, s in enumerate(surveys):
-        before = sum(x["clips"] for x in surveys[:k])
+    surveys, frames = [], []
+    for k, path in enumerate(args.video):
+        s = survey(path, args.align, surveys[0]["fps"] if surveys else args.fps)
+        if s["resampled"]:
+            print(f"embed.py: {path} is resampled to a constant {s['fps']:.3f} frames per second.", file=sys.stderr)
+        before = sum(earlier["clips"] for earlier in surveys)
         frames += [{"source": k, **f, "clip": f["clip"] + before} for f in s["frames"]]
+        surveys.append(s)
     T = len(frames)
+    if T == 0:
+        raise InputError(f"{args.video[0]}: no frame with a face is left at --fps {args.fps}; give a higher rate.")
 
     # Second pass: crop, encode, write. Some frames are rendered again, for the report and the sheet
     def all_crops():
@@ -670,8 +699,9 @@ def embed(args, parts, target, sheet_path, model):
 
     np.lib.format.write_array_header_1_0(parts[target], {"descr": "<f4", "fortran_order": False,
                                                          "shape": (T, model.L, model.D)})
-    rendered = set(np.linspace(0, T - 1, min(T, RENDERED)).round().astype(int).tolist())
-    shown = set(np.array(sorted(rendered))[np.linspace(0, len(rendered) - 1, min(SHEET, T)).round().astype(int)].tolist())
+    rendered = np.linspace(0, T - 1, min(T, RENDERED)).round().astype(int)
+    shown = set(rendered[np.linspace(0, len(rendered) - 1, min(T, SHEET)).round().astype(int)].tolist())
+    rendered = set(rendered.tolist())
     pairs, scores, batch, done = [], [], [], 0
     for crop in tqdm(prefetch(all_crops()), desc="2/2 encode", unit="frame", total=T, mininterval=0.5):
         batch.append(crop)
@@ -680,7 +710,7 @@ def embed(args, parts, target, sheet_path, model):
         codes = model.encode(to_network(batch))                                 # (B, L, D)
         if not torch.isfinite(codes).all():
             raise InputError(f"{args.model} gives codes that are not finite; name a sound image model with --model.")
-        parts[target].write(codes.float().cpu().numpy().astype("<f4").tobytes())
+        write(parts, target, codes.float().cpu().numpy().astype("<f4").tobytes())
         chosen = [k for k in range(len(batch)) if done + k in rendered]
         if chosen:
             for k, picture in zip(chosen, to_pictures(model.render(codes[chosen]))):
@@ -697,13 +727,11 @@ def embed(args, parts, target, sheet_path, model):
             "source": [str(path) for path in args.video], "size": model.size, "align": args.align,
             "resampled": any(s["resampled"] for s in surveys), **total, **quality, "psnr": float(np.mean(scores)),
             "frames": [{**f, "quad": np.round(f["quad"], 2).tolist()} for f in frames]}
-    parts[target.with_suffix(".json")].write(json.dumps(meta, indent=None, separators=(", ", ": ")).encode())
+    write(parts, target.with_suffix(".json"), json.dumps(meta).encode())
     if sheet_path is not None:
         sheet = preview(pairs, f"crops over reconstructions, {np.mean(scores):.1f} dB")
-        parts[sheet_path].write(cv2.imencode(".png", cv2.cvtColor(sheet, cv2.COLOR_RGB2BGR))[1].tobytes())
-    for path, file in parts.items():
-        file.close()
-        os.replace(file.name, path)
+        write(parts, sheet_path, cv2.imencode(".png", cv2.cvtColor(sheet, cv2.COLOR_RGB2BGR))[1].tobytes())
+    finish(parts)
     face = f"face found in {100 * total['found'] / total['decoded']:.1f} %, {total['gaps']} gaps, " \
            f"crop shake {quality['shake']:.2f} % of its side (unsmoothed {quality['raw_shake']:.2f} %), "
     print(f"embed.py: {T} of {total['decoded']} frames at {surveys[0]['fps']:.3f} fps in {total['clips']} clips, "
@@ -712,19 +740,22 @@ def embed(args, parts, target, sheet_path, model):
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0],
+                                     formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     files = parser.add_argument_group("files")
     files.add_argument("video", nargs="+", metavar="VIDEO", help="video, or folder of pictures in natural order")
     files.add_argument("-o", "--output", default="latents.npy", help="codes (T, L, D); NAME.json is written beside it")
-    files.add_argument("--preview", metavar="FILE", help="sheet of crops over reconstructions (.png), or none; "
-                       "the codes' name with .png when not given")
+    files.add_argument("--preview", metavar="FILE", help="sheet of crops over reconstructions (.png), or none; without "
+                       "this option the codes' name with .png")
     image = parser.add_argument_group("image model")
     image.add_argument("--model", default="faces128", help="faces128, ffhq, ffhq-e4e or the path of a checkpoint")
     image.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
     image.add_argument("--batch", type=int, default=16, help="frames encoded at a time")
     reading = parser.add_argument_group("reading")
-    reading.add_argument("--align", choices=("face", "none"), default="face", help="crop by the eye corners, or the centre square")
-    reading.add_argument("--fps", type=float, help="resample videos to this rate; rate of a folder of pictures (25 when not given)")
+    reading.add_argument("--align", choices=("face", "none"), default="face",
+                         help="crop by the eye corners, or the centre square")
+    reading.add_argument("--fps", type=float, help="resample videos to this rate, read a folder of pictures at it; "
+                         "without this option the first source's own, 25 for pictures")
     try:
         main(parser.parse_args())
     except InputError as error:

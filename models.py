@@ -47,9 +47,12 @@ def fir_kernel(gain):
 
 
 def depthwise(x, kernel):
-    """Filter every channel with the same (4, 4) kernel, 1 px of zeros around: (B, C, H, W) -> (B, C, H - 1, W - 1)."""
-    B, C, H, W = x.shape
-    return F.conv2d(x.reshape(B * C, 1, H, W), kernel.to(x.dtype)[None, None], padding=1).reshape(B, C, H - 1, W - 1)
+    """Filter every channel with the same (4, 4) kernel, 1 px of zeros around: (B, C, H, W) -> (B, C, H - 1, W - 1).
+
+    Grouped by channel: on a CPU several times faster than channels folded into the batch.
+    """
+    C = x.shape[1]
+    return F.conv2d(x, kernel.to(x.dtype).expand(C, 1, 4, 4), padding=1, groups=C)
 
 
 class PixelNorm(nn.Module):

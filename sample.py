@@ -42,7 +42,8 @@ def load_motion(path=None, device="cpu"):
         path = Path("motion.pt")
         if not path.exists():
             path = ASSETS / "motion.pt"
-            print(f"no motion.pt in this folder: using {path} (trained on the embedded demo clip).", file=sys.stderr)
+            print(f"{Path(sys.argv[0]).name}: no motion.pt in this folder, so {path} is used (trained on the embedded "
+                  f"demo clip).", file=sys.stderr)
     try:
         meta = torch.load(path, map_location="cpu", weights_only=True)
         sizes = meta["sizes"]

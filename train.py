@@ -1,4 +1,4 @@
-"""Train the motion generator of StyleVideoGAN on the W+ codes of one actor: a recurrent WGAN-GP with gradient angle penalty.
+"""Train the motion generator of StyleVideoGAN on the W+ codes of one actor: a recurrent WGAN-GP + angle penalty.
 
     python train.py latents.npy                             # 350 epochs, the paper's length, writes motion.pt
     python train.py latents.npy --steps 6000 -o motion.pt   # length in generator steps instead
@@ -12,9 +12,9 @@ Fox et al., StyleVideoGAN, BMVC 2021 (arXiv:2107.07224), sec. 3 and supplement 2
     motion.csv       one row per report: losses, phi, distances of sampled to real motion, speed, memory
     motion.png       the same as curves, with real and sampled motion beside them
 
-Shapes: N training frames, B batch, T frames of a window, L style rows, D style width; codes (N, L, D), windows (B, T, L, D).
-Deterministic: on a CPU, one seed and one number of threads give one result bit for bit, interrupted or not. On CUDA the
-random numbers are the same, but the order of sums is not.
+Shapes: N training frames, B batch, T frames of a window, L style rows, D style width. Codes (N, L, D), windows
+(B, T, L, D). Deterministic: on a CPU, one seed and one number of threads give one result bit for bit, interrupted or
+not. On CUDA the random numbers are the same, but the order of sums is not.
 """
 
 import argparse
@@ -57,8 +57,8 @@ VERSION = 1         # of motion.pt
 def load_latents(path):
     """W+ codes of one video, as embed.py writes them: latents.npy with latents.json beside it.
 
-    A .npy without .json counts as one clip at 25 fps of an unknown image model; so does an .npz with the codes under `w`
-    (projected_w.npz of stylegan2-ada). Returns codes, float32 (N, L, D), and {"fps", "clips": [(start, end), ...],
+    A .npy without .json counts as one clip at 25 fps of an unknown image model; so does an .npz with the codes under
+    `w` (projected_w.npz of stylegan2-ada). Returns codes, float32 (N, L, D), and {"fps", "clips": [(start, end), ...],
     "model": {"name", "sha256"}, "source"}; clips are half-open frame ranges. Raises InputError.
     """
     path = Path(path)
@@ -78,8 +78,8 @@ def load_latents(path):
         raise InputError(f"{path} is no readable .npy or .npz file ({type(error).__name__}), perhaps cut short; "
                          f"make it again with embed.py.") from None
     if codes.ndim != 3 or 0 in codes.shape or codes.dtype.kind not in "fiu":
-        raise InputError(f"{path} holds {codes.dtype} of shape {codes.shape}, expected W+ codes (T, L, D): frames, style "
-                         f"rows, style width.")
+        raise InputError(f"{path} holds {codes.dtype} of shape {codes.shape}, expected W+ codes (T, L, D): frames, "
+                         f"style rows, style width.")
     codes = np.ascontiguousarray(codes, dtype=np.float32)
     bad = ~np.isfinite(codes).all((1, 2))
     if bad.any():
@@ -97,8 +97,8 @@ def load_latents(path):
             if not 0 < meta["fps"] < math.inf:
                 raise ValueError
         except (ValueError, KeyError, TypeError, AttributeError):
-            raise InputError(f"{sidecar} is not what embed.py writes (model, fps, frames with a clip number each); make "
-                             f"both files again, or remove it to treat {path.name} as one clip at 25 fps.") from None
+            raise InputError(f"{sidecar} is not what embed.py writes (model, fps, frames with a clip number each); "
+                             f"make both again, or remove it to treat {path.name} as one clip at 25 fps.") from None
         if len(numbers) != len(codes):
             raise InputError(f"{sidecar} lists {len(numbers)} frames, {path} has {len(codes)}: they do not belong "
                              f"together; make both again with embed.py.")
@@ -115,20 +115,20 @@ def load_training_set(paths, window):
         if first is None:
             first = meta
         elif codes.shape[1:] != parts[0].shape[1:]:
-            raise InputError(f"{path} has codes of {codes.shape[1]} x {codes.shape[2]}, {paths[0]} of {parts[0].shape[1]} "
-                             f"x {parts[0].shape[2]}; embed all videos with one image model.")
+            raise InputError(f"{path} has codes of {codes.shape[1]} x {codes.shape[2]}, {paths[0]} of "
+                             f"{parts[0].shape[1]} x {parts[0].shape[2]}; embed all videos with one image model.")
         elif meta["model"]["sha256"] != first["model"]["sha256"]:
             raise InputError(f"{path} was embedded with the image model {meta['model']['name']}, {paths[0]} with "
                              f"{first['model']['name']}; embed all videos with the same file.")
         elif abs(meta["fps"] / first["fps"] - 1) > 0.01:
-            print(f"{path} has {meta['fps']:g} frames per second, {paths[0]} {first['fps']:g}: their motion will differ in "
-                  f"speed.", file=sys.stderr)
+            print(f"{path} has {meta['fps']:g} frames per second, {paths[0]} {first['fps']:g}: their motion will "
+                  f"differ in speed.", file=sys.stderr)
         clips += [(start + n, end + n) for start, end in meta["clips"]]
         parts, n = parts + [codes], n + len(codes)
     codes, meta = np.concatenate(parts), {**first, "clips": clips}
     if n <= COMPONENTS:
-        raise InputError(f"{paths[0]} has {n} frames; the PCA of {COMPONENTS} directions needs at least {COMPONENTS + 1}, "
-                         f"and good motion needs hundreds: embed a longer video.")
+        raise InputError(f"{paths[0]} has {n} frames; the PCA of {COMPONENTS} directions needs at least "
+                         f"{COMPONENTS + 1}, and good motion needs hundreds: embed a longer video.")
     if codes[0].size < COMPONENTS:
         raise InputError(f"{paths[0]} has {codes[0].size} numbers per frame, expected at least {COMPONENTS}: are these "
                          f"W+ codes (T, L, D)?")
@@ -177,13 +177,13 @@ def cut_windows(x, clips, window):
 
 
 def long_windows(x, window):
-    """PER_LONG evenly spaced windows from each long sample: (n, t, 32) -> (PER_LONG n, T, 32); adjacent at 400 and 25."""
+    """PER_LONG evenly spaced windows of each long sample, adjacent at 400 and 25: (n, t, 32) -> (PER_LONG n, T, 32)."""
     starts = torch.linspace(0, x.shape[1] - window, PER_LONG).long()
     return x[:, starts[:, None] + torch.arange(window)].flatten(0, 1)
 
 
 def frechet(x, y):
-    """Fréchet distance of the Gaussians fitted to two sets (n, d), (m, d): |m1 - m2|^2 + tr(S1 + S2 - 2 (S1 S2)^(1/2)).
+    """Fréchet distance of Gaussians fitted to two sets (n, d), (m, d): |m1 - m2|^2 + tr(S1 + S2 - 2 (S1 S2)^(1/2)).
 
     In float64, covariances divided by n. The trace of the root is the sum of the roots of the eigenvalues of
     S1^(1/2) S2 S1^(1/2), which is symmetric: no complex numbers, no matrix square root of a singular product.
@@ -332,14 +332,14 @@ def beside(output, ending):
 
 
 def write_atomically(path, write):
-    """Call write(temporary path), then put the file in place: whoever reads `path` finds the old or the new one, whole."""
+    """Call write(temporary path), then put the file in place: a reader finds the old or the new one, always whole."""
     part = path.with_name(f".{path.name}.part")
     try:
         write(part)
         os.replace(part, path)
     except OSError as error:
-        raise InputError(f"{path} cannot be written ({error.strerror or error}); free some space or choose another -o.") \
-            from None
+        raise InputError(f"{path} cannot be written ({error.strerror or error}); free some space or choose "
+                         f"another -o.") from None
     finally:
         part.unlink(missing_ok=True)
 
@@ -367,7 +367,8 @@ def draw(path, rows, real, fake, fps):
     grid["phi"].set(title="phi in degrees (penalty below 45)", xlabel="generator steps", ylim=(0, 90))
     for name in ("short", "long"):
         grid["distance"].plot(step, [row[f"{name}_percent"] for row in rows], label=name)
-    grid["distance"].axhline(100 * rows[-1]["floor"] / rows[-1]["frozen"], color="gray", linestyle=":", label="real floor")
+    floor = 100 * rows[-1]["floor"] / rows[-1]["frozen"]
+    grid["distance"].axhline(max(floor, 1e-2), color="gray", linestyle=":", label="real against real")
     grid["distance"].set(title="window Fréchet distance, % of frozen frames", xlabel="generator steps", yscale="log")
     grid["distance"].legend(fontsize=8)
     for name, x in (("real", real), ("fake", fake)):
@@ -421,8 +422,8 @@ def load_state(path, args, digest):
         given, stored = getattr(args, name), options[name]
         given = list(given) if isinstance(given, (list, tuple)) else given
         if given != stored and given != options_parser().get_default(name):
-            raise InputError(f"{path} was trained with --{name.replace('_', '-')} {stored}, not {given}; leave the option "
-                             f"out to resume, or leave out --resume to start anew.")
+            raise InputError(f"{path} was trained with --{name.replace('_', '-')} {stored}, not {given}; leave the "
+                             f"option out to resume, or leave out --resume to start anew.")
         setattr(args, name, stored)
     return state
 
@@ -437,7 +438,7 @@ def main(args):
     if output.is_dir() or not output.parent.is_dir() or not os.access(output.parent, os.W_OK):
         raise InputError(f"{output} cannot be written; choose a file in an existing, writable folder with -o.")
     if args.window < 2 or args.batch < 2:
-        raise InputError("--window and --batch must be at least 2: one frame has no motion, one sample no batch statistics.")
+        raise InputError("--window and --batch must be at least 2: one frame has no motion, one sample no statistics.")
     if args.threads:
         torch.set_num_threads(args.threads)
     device = choose_device(args.device)
@@ -456,6 +457,7 @@ def main(args):
     steps = args.steps if args.steps is not None else args.epochs * per_epoch   # ours: a step = one generator step
     real_x = coordinates(codes, {name: value.to(device) for name, value in pca.items()}).cpu()  # (N, 32)
     references = code_references(real_x, meta["clips"], T)
+    longest = max((real_x[start:end] for start, end in meta["clips"]), key=len)
 
     # Networks, optimisers, and the one random stream of the training
     with torch.random.fork_rng(devices=[]):
@@ -479,8 +481,8 @@ def main(args):
         step, since, seconds, rows = state["step"], state["since"], state["seconds"], state["rows"]
         totals.copy_(state["totals"])
         if step >= steps:
-            raise InputError(f"{state_path} is at step {step} already, --resume would stop at {steps}; ask for more with "
-                             f"--steps or --epochs.")
+            raise InputError(f"{state_path} is at step {step} already, --resume would stop at {steps}; ask for more "
+                             f"with --steps or --epochs.")
     elif output.exists():
         print(f"{output} exists and is replaced at the first save (--resume would continue it).", file=sys.stderr)
     options = {name: list(value) if isinstance(value, tuple) else value for name, value in vars(args).items()}
@@ -489,7 +491,7 @@ def main(args):
         sums = [*totals.tolist(), *(p.sum().item() for p in (*G.parameters(), *C.parameters()))]
         if not all(map(math.isfinite, sums)):
             raise InputError(f"training diverged before step {step}: " + (
-                f"{output} keeps the state of step {saved}; start anew with a lower --lr, or try --resume." if saved else
+                f"{output} keeps that of step {saved}; start anew with a lower --lr, or try --resume." if saved else
                 "nothing was saved; start anew with a lower --lr."))
 
     def save():
@@ -574,14 +576,15 @@ def main(args):
                 rows.append({"step": step, "epoch": round(step / per_epoch, 2), **dict(zip(names, averages)),
                              **code_distances(references, short, long), "floor": references["floor"],
                              "frozen": references["frozen"], "seconds": round(seconds, 1),
-                             "steps_per_second": round((step - since) / took, 3), "memory_mb": round(peak_memory(device))})
+                             "steps_per_second": round((step - since) / took, 3),
+                             "memory_mb": round(peak_memory(device), 1)})
                 write_csv(beside(output, ".csv"), rows)
-                draw(beside(output, ".png"), rows, longest_clip(real_x, meta["clips"])[:250], long[0, :250], meta["fps"])
+                draw(beside(output, ".png"), rows, longest[:250], long[0, :250], meta["fps"])
                 r = rows[-1]
-                tqdm.write(f"step {step:6d}  W {r['wasserstein']:8.3f}  gp {r['gp']:7.4f}  G {r['generator']:8.3f}  phi "
-                           f"{math.degrees(r['phi']):4.1f} deg  short {r['short_percent']:6.2f} %  long "
-                           f"{r['long_percent']:6.2f} %  jitter {r['jitter_long']:5.2f}  {r['steps_per_second']:6.2f} steps/s"
-                           f"  {r['memory_mb']:6.0f} MB", file=sys.stderr)
+                tqdm.write(f"step {step:6d}  W {r['wasserstein']:8.3f}  gp {r['gp']:7.4f}  G {r['generator']:8.3f}  "
+                           f"phi {math.degrees(r['phi']):4.1f} deg  short {r['short_percent']:6.2f} %  long "
+                           f"{r['long_percent']:6.2f} %  jitter {r['jitter_long']:5.2f}  {r['steps_per_second']:6.2f} "
+                           f"steps/s  {r['memory_mb']:6.0f} MB", file=sys.stderr)
                 totals.zero_()
                 since, began = step, time.perf_counter()
 
@@ -597,19 +600,14 @@ def main(args):
             signal.signal(number, handler)
     if stop:
         raise KeyboardInterrupt(f"stopped at step {step} of {steps} and saved; go on with --resume.")
-    print(f"wrote {output} (step {step}) and {state_path.name}, {beside(output, '.csv').name}, {beside(output, '.png').name} "
-          f"beside it", file=sys.stderr)
-
-
-def longest_clip(x, clips):
-    start, end = max(clips, key=lambda clip: clip[1] - clip[0])
-    return x[start:end]
+    others = ", ".join(beside(output, ending).name for ending in (".state.pt", ".csv", ".png"))
+    print(f"wrote {output} (step {step}) and beside it {others}", file=sys.stderr)
 
 
 def options_parser():
     parser = argparse.ArgumentParser(description="Train the motion generator on the W+ codes of one actor.",
                                      formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    parser.add_argument("latents", nargs="+", metavar="LATENTS", help="latents.npy of embed.py, or .npz with codes under w")
+    parser.add_argument("latents", nargs="+", metavar="LATENTS", help="latents.npy of embed.py, or .npz")
     parser.add_argument("-o", "--output", default="motion.pt", help="motion model; the other files are put beside it")
     parser.add_argument("--resume", action="store_true", help="go on from the training state beside the output")
 
@@ -621,7 +619,7 @@ def options_parser():
     method.add_argument("--window", type=int, default=25, help="frames of a window, t (sec. 3; 75 for hands)")
     method.add_argument("--batch", type=int, default=128, help="windows per step (suppl. 2.1)")
     method.add_argument("--lambda-gp", type=not_negative, default=50.0, help="weight of the gradient penalty (sec. 3)")
-    method.add_argument("--lambda-gap", type=not_negative, default=100.0, help="weight of the gradient angle penalty (sec. 3)")
+    method.add_argument("--lambda-gap", type=not_negative, default=100.0, help="weight of the angle penalty (sec. 3)")
     method.add_argument("--ema", type=momentum, default=0.997, help="momentum of the averaged generator (suppl. 2.1)")
     # ours: 0.005 (suppl. 2.1) with one critic step did not learn in 1,600 steps of a prototype, this did
     method.add_argument("--lr", type=not_negative, default=0.001, help="learning rate of Adam, both networks (ours)")
@@ -629,13 +627,13 @@ def options_parser():
     method.add_argument("--betas", type=momentum, nargs=2, default=[0.5, 0.99], help="of Adam (ours)")
     # open in the paper; ours: one
     method.add_argument("--critic-steps", type=positive_int, default=1, help="per generator step (ours)")
-    method.add_argument("--width", type=positive_int, help="of the hidden layers, 512 in the paper; None: style width D")
+    method.add_argument("--width", type=positive_int, help="of hidden layers, 512 in the paper; None: style width D")
     method.add_argument("--seed", type=int, default=0, help="of all random numbers")
 
     running = parser.add_argument_group("running")
     running.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
     running.add_argument("--threads", type=positive_int, help="of the CPU; None: as many as torch finds")
-    running.add_argument("--report-every", type=positive_int, default=500, help="steps between distances, CSV rows and plots")
+    running.add_argument("--report-every", type=positive_int, default=500, help="steps between distances, CSV, plot")
     running.add_argument("--save-every", type=positive_int, default=500, help="steps between saves")
     return parser
 

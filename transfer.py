@@ -290,7 +290,7 @@ def main(args):
                              f"name the right one with --model.")
 
     # Actors
-    if not photos and args.seed is None:
+    if not photos and not seeds:
         photos = ["none"] * (not model.has_actors)
         seeds = [SEED] * model.has_actors
     if seeds and not model.has_actors:
