@@ -499,7 +499,7 @@ def main(args):
         reestimate_batchnorm(ema, T, B, torch.Generator().manual_seed(args.seed + 1))
         write_atomically(state_path, lambda part: torch.save(
             {**{name: value.state_dict() for name, value in parts.items()}, "rng": rng.get_state(), "step": step,
-             "since": since, "totals": totals, "seconds": seconds, "rows": rows, "options": options, "digest": digest,
+             "since": since, "totals": totals, "seconds": seconds + time.perf_counter() - began, "rows": rows, "options": options, "digest": digest,
              "version": VERSION}, part))
         write_atomically(output, lambda part: torch.save(
             {"generator": {name: value.cpu() for name, value in ema.state_dict().items()},
@@ -528,7 +528,7 @@ def main(args):
 
     print(f"{N} frames, {len(starts)} windows of {T}, codes {L} x {D}, {per_epoch} steps per epoch, {steps} steps on "
           f"{device}; real against real {100 * references['floor'] / references['frozen']:.2f} %", file=sys.stderr)
-    saved, began = step, time.perf_counter()
+    resumed, saved, began = step, step, time.perf_counter()
     bar = tqdm(total=steps, initial=step, unit="step", mininterval=1.0, file=sys.stderr)
     try:
         while step < steps and not stop:
@@ -576,7 +576,7 @@ def main(args):
                 rows.append({"step": step, "epoch": round(step / per_epoch, 2), **dict(zip(names, averages)),
                              **code_distances(references, short, long), "floor": references["floor"],
                              "frozen": references["frozen"], "seconds": round(seconds, 1),
-                             "steps_per_second": round((step - since) / took, 3),
+                             "steps_per_second": round((step - max(since, resumed)) / took, 3),
                              "memory_mb": round(peak_memory(device), 1)})
                 write_csv(beside(output, ".csv"), rows)
                 draw(beside(output, ".png"), rows, longest[:250], long[0, :250], meta["fps"])
