@@ -499,8 +499,8 @@ def main(args):
         reestimate_batchnorm(ema, T, B, torch.Generator().manual_seed(args.seed + 1))
         write_atomically(state_path, lambda part: torch.save(
             {**{name: value.state_dict() for name, value in parts.items()}, "rng": rng.get_state(), "step": step,
-             "since": since, "totals": totals, "seconds": seconds + time.perf_counter() - began, "rows": rows, "options": options, "digest": digest,
-             "version": VERSION}, part))
+             "since": since, "totals": totals, "seconds": seconds + time.perf_counter() - began, "rows": rows,
+             "options": options, "digest": digest, "version": VERSION}, part))
         write_atomically(output, lambda part: torch.save(
             {"generator": {name: value.cpu() for name, value in ema.state_dict().items()},
              "sizes": {"L": L, "D": D, "noise": NOISE, "width": G.width}, "model": meta["model"], "fps": meta["fps"],
