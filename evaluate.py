@@ -297,7 +297,7 @@ if __name__ == "__main__":
     parser.add_argument("--actors", type=int, default=20, help="random actors (seeds 0, 1, ...); 0 leaves transfer out")
     parser.add_argument("--frames", type=int, default=250, help="of the sample that they perform (the paper's ACD: 400)")
     parser.add_argument("--every", type=int, default=10, help="frames between two face descriptors of the ACD; ours: the mean "
-                        "over all pairs needs no more, and a descriptor costs as much as ten pictures (the paper's: 1)")
+                        "over all pairs needs few frames, and descriptors are slow on a CPU (the paper's: 1)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
     try:

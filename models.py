@@ -508,8 +508,8 @@ class MotionCritic(nn.Module):
     """C: a trajectory of T W+ codes (B, T, L, D) -> a score (B,) (table 7).
 
     E extracts 32 features per frame, a 1-D DCGAN critic without batch norm reads the sequence. Codes are scaled to zero
-    mean and unit variance per entry first. Open in the paper; ours: raw codes differ in scale by orders between rows, and
-    one gradient penalty for all of them then lets the critic see only the largest.
+    mean and unit variance per entry first. Open in the paper; ours: raw entries differ in scale, and one gradient penalty for
+    all of them lets the largest dominate.
     """
 
     def __init__(self, L, D, T, width=None):

@@ -1,6 +1,6 @@
 """Train an image model (StyleGAN2 generator + pSp encoder) on drawn faces, or on the frames of your own video.
 
-    python -m pretrain.image_model faces -o assets/faces128.pt --steps 12000 --precision bf16
+    python -m pretrain.image_model faces -o assets/faces128.pt --steps 5500 --every 250 --pool 26000 --workers 2 --precision bf16
     python -m pretrain.image_model video.mp4 -o own.pt --steps 4000            # then: python embed.py video.mp4 --model own.pt
 
 Drawn faces: pretrain/faces.py turns z into a picture, so the generator is distilled with the true picture as target,
@@ -35,19 +35,19 @@ import embed
 from models import Generator, GradualStyleEncoder, ImageModel, InputError
 from pretrain import faces
 
-# All of the following is ours: neither paper trains networks this small. Measured at 128 px on two CPU cores.
-D = 128                                                        # style width; 64 lost the mouth of unusual faces
+# All of the following is ours: neither paper trains networks this small. Chosen for 128 px on two CPU cores
+D = 128                                                        # style width
 CHANNELS = {4: 128, 8: 128, 16: 96, 32: 64, 64: 40, 128: 24, 256: 16}          # 1.0 M parameters at 128 px
 DEPTHS, WIDTHS, HEAD = (1, 2, 2, 1), (16, 32, 64, 128), 64     # encoder, 2.8 M parameters
 MAPPING = 3                                                    # layers: z is already a list of meaningful parameters
 GROW = {16: 0.06, 32: 0.14, 64: 0.32}                          # share of the steps after which a resolution is left;
-#                                                                training at full size at once stayed at blobs
+#                                                                a prototype trained at full size at once stayed at blobs
 ENCODER_FROM = 0.35                                            # drawn faces: share of the steps before the encoder joins
 LR_GENERATOR, LR_ENCODER, BETAS = 1e-2, 2e-3, (0.9, 0.99)      # with a cosine to zero; equalised weights stand 1e-2
-LAMBDA_CODE = 0.1                                              # keeps E(x) at M(z): about as large as the picture loss
+LAMBDA_CODE = 0.1                                              # keeps E(x) near M(z), without outweighing the picture
 EMA = 0.998
 FOCUS = (((0.5, 0.47), (0.24, 0.07)), ((0.5, 0.745), (0.17, 0.10)))            # centre, half axes: eyes, mouth of a crop
-FOCUS_WEIGHT = 4.0                                             # they cover 5 % of a crop and carry most of its motion
+FOCUS_WEIGHT = 4.0                                             # they cover a tenth of a crop and carry its motion
 HOLD_OUT = 10                                                  # every 10th frame of a video is kept out of training
 SHEET = 10                                                     # pictures in the contact sheet
 
