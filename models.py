@@ -464,7 +464,7 @@ class MotionGenerator(nn.Module):
         self.produce = nn.GRU(noise, noise, num_layers=4, batch_first=True)                     # P
         self.translate_in = nn.Sequential(nn.BatchNorm1d(noise), nn.Linear(noise, width), PixelNorm(),
                                           *mlp(5 * [width]), nn.BatchNorm1d(width), nn.Linear(width, width))
-        # 18 parallel (linear + LeakyReLU + BatchNorm): one batched product, (N, width) x (L, width, D)
+        # 18 parallel (linear + LeakyReLU + BatchNorm), computed as one linear layer of L D outputs
         self.rows = nn.Parameter(torch.empty(L, width, D).uniform_(-1, 1) / math.sqrt(width))   # as nn.Linear
         self.rows_bias = nn.Parameter(torch.empty(L, D).uniform_(-1, 1) / math.sqrt(width))
         self.rows_norm = nn.BatchNorm1d(L * D)
@@ -487,8 +487,8 @@ class MotionGenerator(nn.Module):
         """Motion codes (..., 32) -> W+ codes (..., L, D)."""
         lead = l.shape[:-1]
         v = self.translate_in(l.reshape(-1, self.noise))                        # (N, width)
-        w = torch.baddbmm(self.rows_bias[:, None], v.expand(self.L, -1, -1), self.rows)         # (L, N, D)
-        w = F.leaky_relu(w, SLOPE).transpose(0, 1).reshape(-1, self.L * self.D)                 # (N, L D)
+        weight = self.rows.transpose(1, 2).reshape(-1, self.width)              # (L D, width)
+        w = F.leaky_relu(F.linear(v, weight, self.rows_bias.flatten()), SLOPE)  # (N, L D)
         return self.rows_norm(w).reshape(*lead, self.L, self.D)
 
     def forward(self, i, s):

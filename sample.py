@@ -114,11 +114,12 @@ def main(args):
         try:
             write_npy(sys.stdout.buffer, chunks, shape, lambda frames: None)     # the reader has a bar
         except OSError as error:
-            # Who reads has seen enough (`| head -c`), which is no fault. Windows says "invalid argument" for it
-            if not isinstance(error, BrokenPipeError) and os.name != "nt":
-                raise InputError(f"standard output cannot be written ({error.strerror}); make room for "
-                                 f"{4 * int(np.prod(shape)) / 1e6:.0f} MB.") from None
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes once more at its end
+            if isinstance(error, BrokenPipeError) or os.name == "nt":       # Windows says "invalid argument" for it
+                raise InputError("standard output was closed before the last frame; see what the reading program says, "
+                                 "or name a file with -o.") from None
+            raise InputError(f"standard output cannot be written ({error.strerror}); make room for "
+                             f"{4 * int(np.prod(shape)) / 1e6:.0f} MB.") from None
         return
     path = Path(args.output)
     if path.exists() and not path.is_file():

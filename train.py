@@ -302,7 +302,14 @@ def update_ema(ema, G, momentum):
 
 
 @torch.no_grad()
-def reestimate_batchnorm(G, window, batch, rng):
+def aged(G, h, frames, rng):
+    """Memory (4, n, 32) after 1 to `frames` more frames; rng: CPU torch.Generator."""
+    k = int(torch.randint(1, frames + 1, (), generator=rng))
+    return G.roll(torch.randn(h.shape[1], k, NOISE, generator=rng).to(h.device), h.contiguous())[1]
+
+
+@torch.no_grad()
+def reestimate_batchnorm(G, window, batch, rng, late=0, frames=0):
     """Measure the BatchNorm statistics of G anew on REESTIMATE batches of its own windows, and set G to eval mode.
 
     Needed for averaged weights: with the statistics of the live generator the prototype's distance to real windows was
@@ -316,7 +323,11 @@ def reestimate_batchnorm(G, window, batch, rng):
     G.train()
     for _ in range(REESTIMATE):
         i = torch.randn(batch, NOISE, generator=rng).to(G.rows.device)
-        G(i, torch.randn(batch, window - 1, NOISE, generator=rng).to(G.rows.device))
+        h = G.hidden(i)
+        if late:
+            h = torch.cat([h[:, :-late], aged(G, h[:, -late:], frames, rng)], 1)
+        tail = G.roll(torch.randn(batch, window - 1, NOISE, generator=rng).to(G.rows.device), h)[0]
+        G.translate(torch.cat([h[3][:, None], tail], 1))
     for m, momentum in zip(norms, kept):
         m.momentum = momentum
     G.eval()
@@ -453,6 +464,8 @@ def main(args):
     codes = torch.from_numpy(codes).to(device)                                  # (N, L, D)
     starts = window_starts(meta["clips"], T)                                    # (n,)
     offsets = torch.arange(T)
+    late = round(args.late * B)
+    fresh = B - late
     per_epoch = math.ceil(len(starts) / B)  # ours: an epoch shows as many windows as there are places to start one
     steps = args.steps if args.steps is not None else args.epochs * per_epoch   # ours: a step = one generator step
     real_x = coordinates(codes, {name: value.to(device) for name, value in pca.items()}).cpu()  # (N, 32)
@@ -496,7 +509,7 @@ def main(args):
 
     def save():
         check()
-        reestimate_batchnorm(ema, T, B, torch.Generator().manual_seed(args.seed + 1))
+        reestimate_batchnorm(ema, T, B, torch.Generator().manual_seed(args.seed + 1), late, args.burn_in)
         write_atomically(state_path, lambda part: torch.save(
             {**{name: value.state_dict() for name, value in parts.items()}, "rng": rng.get_state(), "step": step,
              "since": since, "totals": totals, "seconds": seconds + time.perf_counter() - began, "rows": rows,
@@ -520,11 +533,15 @@ def main(args):
 
     def fakes():
         """Noise and what G makes of it. cuDNN's recurrent kernels have no second derivative, which the GAP needs."""
-        i = torch.randn(B, NOISE, generator=rng).to(device).requires_grad_(True)            # (B, 32)
-        s = torch.randn(B, T - 1, NOISE, generator=rng).to(device).requires_grad_(True)     # (B, T-1, 32)
+        i = torch.randn(B, NOISE, generator=rng).to(device)                                 # (B, 32)
+        s = torch.randn(B, T - 1, NOISE, generator=rng).to(device)                          # (B, T-1, 32)
+        # The penalty is for the windows that begin with i, so it is their noise alone that needs gradients
+        i_start, s_start = i[:fresh].requires_grad_(True), s[:fresh].requires_grad_(True)
         with torch.backends.cudnn.flags(enabled=False):
-            l = G.motion(i, s)                                                              # (B, T, 32)
-        return i, s, l, G.translate(l)                                                      # w (B, T, L, D)
+            h = G.hidden(torch.cat([i_start, i[fresh:]]))                                   # (4, B, 32)
+            h = torch.cat([h[:, :fresh], aged(G, h[:, fresh:].detach(), args.burn_in, rng)], 1) if late else h
+            l = torch.cat([h[3][:, None], G.roll(torch.cat([s_start, s[fresh:]]), h)[0]], 1)            # (B, T, 32)
+        return i_start, s_start, l, G.translate(l)                                          # w (B, T, L, D)
 
     print(f"{N} frames, {len(starts)} windows of {T}, codes {L} x {D}, {per_epoch} steps per epoch, {steps} steps on "
           f"{device}; real against real {100 * references['floor'] / references['frozen']:.2f} %", file=sys.stderr)
@@ -549,8 +566,8 @@ def main(args):
             # Generator: WGAN + gradient angle penalty
             C.requires_grad_(False)
             loss_G = -score(C, first_layer(C, w)).mean()
-            norm.update((l[:, -1] - l[:, 0]).detach())
-            gap, phi = gradient_angle_penalty(l, i, s, norm)
+            norm.update((l[:fresh, -1] - l[:fresh, 0]).detach())
+            gap, phi = gradient_angle_penalty(l[:fresh], i, s, norm)
             optimiser_G.zero_grad()
             (loss_G + args.lambda_gap * gap).backward()
             optimiser_G.step()
@@ -570,7 +587,7 @@ def main(args):
                 averages = (totals / (step - since)).tolist()
                 took, look = time.perf_counter() - began, torch.Generator().manual_seed(args.seed + 1)
                 seconds += took
-                reestimate_batchnorm(ema, T, B, look)
+                reestimate_batchnorm(ema, T, B, look, late, args.burn_in)
                 short = sample_coordinates(ema, SHORT, T, pca, look)                        # (2048, T, 32)
                 long = sample_coordinates(ema, LONG[0], max(LONG[1], 4 * T), pca, look)     # (128, 400, 32)
                 rows.append({"step": step, "epoch": round(step / per_epoch, 2), **dict(zip(names, averages)),
@@ -627,6 +644,8 @@ def options_parser():
     method.add_argument("--betas", type=momentum, nargs=2, default=[0.5, 0.99], help="of Adam (ours)")
     # open in the paper; ours: one
     method.add_argument("--critic-steps", type=positive_int, default=1, help="per generator step (ours)")
+    method.add_argument("--late", type=float, default=0.5)
+    method.add_argument("--burn-in", type=int, default=375)
     method.add_argument("--width", type=positive_int, help="of hidden layers, 512 in the paper; None: style width D")
     method.add_argument("--seed", type=int, default=0, help="of all random numbers")
 
