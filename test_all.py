@@ -13,6 +13,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 import zlib
 from fractions import Fraction
@@ -708,6 +709,261 @@ def test_warp_is_a_similarity_and_antialiased():
     assert np.abs(embed.warp(checker, quad, 25)[2:-2, 2:-2].astype(int) - 127).max() <= 3
 
 
+def moving_square(n, height=64, width=96):
+    """n frames (height, width, 3) uint8: a bright square that moves 2 px to the right per frame, red sky, green ground."""
+    frames = np.zeros((n, height, width, 3), np.uint8)
+    frames[:, :height // 2, :, 0] = 120
+    frames[:, height // 2:, :, 1] = 90
+    for k, frame in enumerate(frames):
+        frame[16:32, 4 + 2 * k:20 + 2 * k] = 230
+    return frames
+
+
+def a_face(distance=40.0, angle=0.0, E=(100.0, 80.0)):
+    """68 points of a made-up face: eyes `distance` apart at E, every eye 0.3 distances wide, the rest below them."""
+    rng = np.random.RandomState(0)
+    points = rng.uniform(-0.8, 0.8, (68, 2)) + (0, 0.6)
+    points[[36, 39, 42, 45]] = [(-0.65, 0), (-0.35, 0), (0.35, 0), (0.65, 0)]
+    points[[37, 38, 40, 41]] = [(-0.55, -0.06), (-0.45, -0.06), (-0.45, 0.06), (-0.55, 0.06)]
+    points[[43, 44, 46, 47]] = [(0.45, -0.03), (0.55, -0.03), (0.55, 0.03), (0.45, 0.03)]
+    points[30], points[62], points[66] = (0.2, 0.5), (0, 0.9), (0, 1.15)
+    turn = np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]])
+    return np.array(E) + distance * points @ turn
+
+
+def test_read_video_gives_upright_frames_colours_and_times(tmp_path):
+    frames, times = moving_square(6), []
+    read = list(embed.read_video(write_video(tmp_path / "v.mp4", frames, 12.5), times=times))
+    assert len(read) == 6 and np.allclose(times, np.arange(6) / 12.5)
+    assert np.abs(np.stack(read)[:, 4:-4:8, 4:-4:8].astype(int) - frames[:, 4:-4:8, 4:-4:8]).mean() < 6
+    with av.open(str(tmp_path / "side.mp4"), "w") as container:                 # as a phone held upright stores it
+        stream = container.add_stream("libx264", rate=25, options={"crf": "10"})
+        stream.width, stream.height, stream.pix_fmt = 64, 96, "yuv420p"
+        stream.set_display_rotation(90)
+        for frame in frames:
+            sideways = np.ascontiguousarray(np.rot90(frame, -1))
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(sideways, format="rgb24")))
+        container.mux(stream.encode(None))
+    for pixels, wanted in (("rgb24", frames[5]), ("gray", cv2.cvtColor(frames[5], cv2.COLOR_RGB2GRAY))):
+        upright = list(embed.read_video(tmp_path / "side.mp4", pixels))[5]
+        assert upright.shape == wanted.shape and np.abs(upright.astype(int) - wanted).mean() < 8
+
+
+def test_a_video_cut_short_is_read_as_far_as_it_goes(tmp_path, capfd):
+    whole = write_video(tmp_path / "whole.mp4", np.random.RandomState(0).randint(0, 255, (40, 64, 64, 3), np.uint8))
+    data = whole.read_bytes()                                                   # its index is in front
+    (tmp_path / "half.mp4").write_bytes(data[:len(data) // 2])
+    (tmp_path / "stub.mp4").write_bytes(data[:200])
+    count = sum(1 for _ in embed.read_video(tmp_path / "half.mp4"))
+    assert 5 < count < 35 and f"half.mp4 is cut short or damaged after frame {count}" in capfd.readouterr().err
+    found = embed.survey(tmp_path / "half.mp4", "none")
+    assert len(list(embed.crops(tmp_path / "half.mp4", found["frames"], 32))) == len(found["frames"]) == count
+    with pytest.raises(InputError, match="stub.mp4 (is not a video|holds no picture track)"):
+        list(embed.read_video(tmp_path / "stub.mp4"))
+    with pytest.raises(InputError, match="changed while it was read"):
+        list(embed.crops(tmp_path / "half.mp4", [{"index": 39, "quad": embed.centre_quad(64, 64)}], 32))
+
+
+def test_pictures_are_read_in_natural_order_and_turned_by_exif(tmp_path):
+    for k in (10, 9, 1):
+        cv2.imwrite(str(tmp_path / f"f{k}.png"), np.full((20, 30, 3), k, np.uint8))
+    (tmp_path / "notes.txt").write_text("not a picture")
+    assert [int(f[0, 0, 0]) for f in embed.read_video(tmp_path)] == [1, 9, 10]
+    assert embed.header(tmp_path) == (3, None) and embed.survey(tmp_path, "none")["fps"] == 25
+    picture = np.zeros((40, 60, 3), np.uint8)
+    picture[:, :30] = 255
+    jpeg = cv2.imencode(".jpg", picture)[1].tobytes()
+    # EXIF with one entry: orientation (0x0112), short, 1 value, 6 = turn clockwise by a quarter to see it upright
+    tiff = b"MM\0*\0\0\0\x08\0\x01" + b"\x01\x12\0\x03\0\0\0\x01\0\x06\0\0" + b"\0\0\0\0"
+    app1 = b"Exif\0\0" + tiff
+    (tmp_path / "turned.jpg").write_bytes(jpeg[:2] + b"\xff\xe1" + (len(app1) + 2).to_bytes(2, "big") + app1 + jpeg[2:])
+    upright = embed.read_picture(tmp_path / "turned.jpg")
+    assert upright.shape == (60, 40, 3) and upright[:25].min() > 200 and upright[35:].max() < 50
+    (tmp_path / "bad.png").write_bytes(b"\x89PNG")
+    with pytest.raises(InputError, match="bad.png is not a readable picture"):
+        embed.read_picture(tmp_path / "bad.png")
+
+
+def test_frame_grid_keeps_constant_rates_and_resamples_others():
+    ntsc = np.arange(300) * 1001 / 30000 + 0.5
+    rate, grid = embed.frame_grid(np.round(ntsc, 3))                            # Matroska's milliseconds
+    assert rate == pytest.approx(29.97, rel=1e-3) and np.array_equal(grid, np.arange(300))
+    rate, grid = embed.frame_grid(np.arange(10) / 25, 50)
+    assert rate == 50 and np.array_equal(grid, np.repeat(np.arange(10), 2)[:19])
+    rate, grid = embed.frame_grid(np.arange(10) / 25, 12.5)
+    assert rate == 12.5 and np.array_equal(grid, [0, 2, 4, 6, 8])
+    variable = np.array([0, 1, 2, 3, 6, 7, 8, 9]) / 25                          # frames 4 and 5 were dropped by the camera
+    rate, grid = embed.frame_grid(variable)
+    assert rate == pytest.approx(25) and np.array_equal(grid, [0, 1, 2, 3, 3, 4, 4, 5, 6, 7])
+    assert embed.frame_grid([0.2], 30)[0] == 30 and embed.frame_grid([0, 0])[0] == 25
+
+
+def test_sources_are_resampled_to_the_wanted_rate(tmp_path):
+    path = write_video(tmp_path / "v.mp4", moving_square(10))
+    found = embed.survey(path, "none", fps=12.5)
+    assert found["resampled"] and found["fps"] == 12.5 and [f["index"] for f in found["frames"]] == [0, 2, 4, 6, 8]
+    crop = list(embed.crops(path, found["frames"], 64))
+    whole = list(embed.read_video(path))
+    for k, c in zip((0, 2, 4, 6, 8), crop):                                     # the middle 64 of 96 columns, unscaled
+        assert np.abs(c.astype(int) - whole[k][:, 16:80]).max() <= 1
+    assert not embed.survey(path, "none")["resampled"]
+
+
+def test_prefetch_keeps_order_passes_errors_on_and_stops():
+    assert list(embed.prefetch(range(100), depth=3)) == list(range(100))
+
+    def failing():
+        yield 1
+        raise InputError("broken")
+
+    items = embed.prefetch(failing())
+    assert next(items) == 1
+    with pytest.raises(InputError, match="broken"):
+        next(items)
+    before = threading.active_count()
+    endless = embed.prefetch(iter(int, 1), depth=2)
+    next(endless)
+    endless.close()
+    assert threading.active_count() == before
+
+
+def test_crop_quad_puts_the_eyes_a_quarter_of_the_side_apart():
+    for angle in (0.0, 0.5, -2.0):
+        E, e = embed.eyes(a_face(40, angle))
+        assert np.allclose(E, (100, 80)) and np.linalg.norm(e) == pytest.approx(40)
+        quad = embed.crop_quad(E, np.arctan2(e[1], e[0]), np.linalg.norm(e))
+        top_left, bottom_left, bottom_right, top_right = quad
+        x, y = top_right - top_left, bottom_left - top_left
+        assert np.linalg.norm(x) == pytest.approx(160) and x[0] * y[1] - x[1] * y[0] == pytest.approx(160 ** 2)
+        assert np.allclose(bottom_right, top_right + y)
+        place = np.array([(E + s * e / 2 - top_left) @ np.stack([x, y], 1) / 160 ** 2 for s in (-1, 1)])
+        assert np.allclose(place, [(0.375, 0.5 - 0.11 / 4), (0.625, 0.5 - 0.11 / 4)])
+
+
+def test_face_measures_of_a_made_up_face():
+    for angle in (0.0, 0.4):
+        measures = embed.face_measures(a_face(25, angle))
+        assert measures["mouth_opening"] == pytest.approx(0.25) and measures["yaw"] == pytest.approx(0.2)
+        assert measures["eye_opening"] == pytest.approx((0.12 / 0.3 + 0.06 / 0.3) / 2)
+
+
+def test_low_pass_keeps_constants_and_quiets_noise_as_theory_says():
+    assert np.allclose(embed.low_pass(np.full((7, 2), 3.0), 10), 3)             # also where the kernel is longer than x
+    noise = np.random.RandomState(0).standard_normal(20000)
+    assert embed.low_pass(noise, 5).std() == pytest.approx((2 * np.sqrt(np.pi) * 5) ** -0.5, rel=0.1)
+    assert np.array_equal(embed.low_pass(noise, 0), noise)
+
+
+def test_smooth_quads_bridges_gaps_and_ignores_a_short_turn():
+    t = np.arange(200)
+    turned = 1 - 0.1 * np.exp(-0.5 * ((t - 100) / 8) ** 2)                      # |e| shrinks by 10 % for a good half second
+    points = np.stack([a_face(40 * s, 0.02, (100 + 0.5 * k, 80)) for k, s in zip(t, turned)])
+    points[50:58] = np.nan
+    quads = embed.smooth_quads(points, 25)
+    side = np.linalg.norm(quads[:, 3] - quads[:, 0], axis=1)
+    assert side.min() > 160 * 0.96 and side.max() <= 160 + 1e-9
+    centre = quads.mean(1)[10:-10]
+    assert np.allclose(np.diff(centre[:, 0]), 0.5, atol=0.01) and np.isfinite(quads).all()
+    rough = points + np.random.RandomState(1).standard_normal(points.shape)
+    E, e = embed.eyes(rough[60:])
+    raw = embed.crop_quad(E, np.arctan2(e[:, 1], e[:, 0]), np.linalg.norm(e, axis=1))
+    assert embed.shake(embed.smooth_quads(rough[60:], 25)) < 0.35 * embed.shake(raw)
+
+
+def test_split_clips_at_cuts_long_gaps_and_leaps():
+    def clips(change=lambda points, cuts: None):
+        points, cuts = np.stack([a_face()] * 60), np.zeros(60, bool)
+        change(points, cuts)
+        return embed.split_clips(points, cuts)
+
+    def gap(n):
+        return lambda points, cuts: points.__setitem__(slice(20, 20 + n), np.nan)
+
+    assert clips() == [(0, 60)] and clips(gap(8)) == [(0, 60)] and clips(gap(9)) == [(0, 20), (29, 60)]
+    assert clips(lambda points, cuts: cuts.__setitem__(30, True)) == [(0, 30), (30, 60)]
+    assert clips(lambda points, cuts: (cuts.__setitem__(22, True), gap(4)(points, cuts))) == [(0, 20), (24, 60)]
+    assert clips(lambda points, cuts: points[40:].__iadd__(25)) == [(0, 40), (40, 60)]          # 35 px > 0.5 x 40
+    assert clips(lambda points, cuts: points[40:].__iadd__(10)) == [(0, 60)]
+    assert clips(lambda points, cuts: points.__setitem__(slice(40, 60), a_face(70))) == [(0, 40), (40, 60)]
+    assert clips(lambda points, cuts: points.__setitem__(slice(0, 60), np.nan)) == []
+    assert clips(lambda points, cuts: points.__setitem__(slice(0, 5), np.nan)) == [(5, 60)]
+
+
+def test_landmarks_follow_the_picture():
+    """A turned, moved and shrunk picture has its landmarks turned, moved and shrunk."""
+    scene = faces.draw_scene(faces.actor(8), 512)
+    points = embed.landmarks(scene)
+    M = cv2.getRotationMatrix2D((255.5, 255.5), 12, 0.6) + [[0, 0, 15], [0, 0, -10]]
+    moved = embed.landmarks(cv2.warpAffine(cv2.GaussianBlur(scene, (0, 0), 0.6), M, (512, 512)))
+    distance = 0.6 * np.linalg.norm(embed.eyes(points)[1])
+    away = np.linalg.norm(points @ M[:, :2].T + M[:, 2] - moved, axis=1) / distance
+    assert away[[36, 39, 42, 45]].mean() < 0.04 and away.mean() < 0.08
+    assert embed.landmarks(np.full((200, 300, 3), 128, np.uint8)) is None
+
+
+def test_tracker_stays_with_its_face_through_a_gap():
+    """Two heads; the larger one, which is tracked, vanishes for two frames, and for good in the 9th."""
+    p, tracker, x = faces.actor(8), embed.FaceTracker(), []
+    other = faces.draw_scene(faces.actor(6), 256, head_scale=0.8, oversample=1)
+    for k in range(22):
+        frame = np.hstack([faces.draw_scene(p, 256, head_x=0.4 + 0.01 * min(k, 9), oversample=1), other])
+        gray = cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY)
+        if k in (4, 5) or k >= 9:
+            gray[:, :256] = gray[:, :256].mean()
+            tracker.thumb = None                                                # so that it counts as no cut
+        points = tracker.step(gray)[0]
+        x.append(np.nan if points is None else embed.eyes(points)[0][0])
+    x = np.array(x)
+    assert np.array_equal(np.flatnonzero(np.isnan(x)), [4, 5, *range(9, 9 + embed.GAP + 1)])
+    assert np.all(np.abs(x[:9] - 256 * (0.4 + 0.01 * np.arange(9)))[[0, 1, 2, 3, 6, 7, 8]] < 5)
+    assert np.all(np.abs(x[-4:] - 384) < 10)                                    # the other head, once the gap is too long
+
+
+def test_align_photo_crops_as_the_drawing_does(tmp_path):
+    p = faces.actor(8)
+    cv2.imwrite(str(tmp_path / "photo.png"), faces.draw_scene(p, 512)[..., ::-1])
+    crop = embed.align_photo(tmp_path / "photo.png", 128)
+    E, e = embed.eyes(embed.landmarks(crop))
+    assert crop.shape == (128, 128, 3) and crop.dtype == np.uint8
+    assert np.linalg.norm(e) == pytest.approx(32, rel=0.05) and abs(np.arctan2(e[1], e[0])) < 0.03
+    assert np.allclose(E, (63.5, 63.5 - 0.11 * 32), atol=1.5)
+    cv2.imwrite(str(tmp_path / "grey.png"), np.full((64, 64, 3), 128, np.uint8))
+    with pytest.raises(InputError, match="grey.png: no face found"):
+        embed.align_photo(tmp_path / "grey.png", 128)
+
+
+def test_descriptor_tells_people_apart():
+    one, other = faces.actor(8), faces.actor(6)
+    nodding = one.copy()
+    nodding[faces.NAMES.index("pitch")] += 0.4
+    a, b, c = [embed.descriptor(x, embed.landmarks(x)) for x in (faces.draw(q, 128) for q in (one, nodding, other))]
+    assert a.shape == (128,) and np.linalg.norm(a - b) < 0.7 * np.linalg.norm(a - c)
+
+
+def test_embed_options_are_checked_before_any_work(tmp_path):
+    video = write_video(tmp_path / "v.mp4", moving_square(3))
+    (tmp_path / "folder.npy").mkdir()
+    good = dict(video=[str(video)], output=str(tmp_path / "x.npy"), preview=None, model="faces128", device="cpu", batch=4,
+                align="none", fps=None)
+    for change, words in ((dict(output="x.txt"), "x.txt does not end in .npy"), (dict(preview="x.jpg"), "x.jpg"),
+                          (dict(fps=0), "--fps 0"), (dict(batch=0), "--batch 0"), (dict(device="abacus"), "abacus"),
+                          (dict(output=str(tmp_path / "folder.npy")), "folder.npy cannot be written"),
+                          (dict(output=str(tmp_path / "nowhere" / "x.npy")), "nowhere"),
+                          (dict(video=[str(tmp_path / "x.png")]), "x.png does not exist")):
+        with pytest.raises(InputError, match=words):
+            embed.main(argparse.Namespace(**{**good, **change}))
+    cv2.imwrite(str(tmp_path / "x.png"), np.zeros((8, 8, 3), np.uint8))
+    with pytest.raises(InputError, match="x.png would be overwritten"):
+        embed.main(argparse.Namespace(**{**good, "video": [str(tmp_path / "x.png")]}))
+    assert sorted(f.name for f in tmp_path.iterdir()) == ["folder.npy", "v.mp4", "x.png"]
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs a device that is full")
+def test_a_full_disk_is_one_sentence():
+    with pytest.raises(InputError, match="No space left"):
+        embed.write({Path("x.npy"): open("/dev/full", "wb", buffering=0)}, Path("x.npy"), b"codes")
+
+
 # ------------------------------------------------------------------------------------------------------------------
 # train.py
 # ------------------------------------------------------------------------------------------------------------------
@@ -834,6 +1090,137 @@ def test_train_refuses_bad_codes(codes, tmp_path):
     assert_refused(run("train.py", codes, "-o", tmp_path / "m.pt", "--steps", 1, "--window", 60), "50 frames", "60")
     assert_refused(run("train.py", codes, "-o", tmp_path / "m.pt", "--resume"), "m.state.pt", "nothing to resume")
     assert not list(tmp_path.glob("m*")) and not left_over(tmp_path)
+
+
+def retold(codes, folder, **changes):
+    """A copy of the codes whose .json has other entries."""
+    path = folder / f"copy{len(list(folder.iterdir()))}.npy"
+    path.write_bytes(codes.read_bytes())
+    path.with_suffix(".json").write_text(json.dumps({**json.loads(codes.with_suffix(".json").read_text()), **changes}))
+    return path
+
+
+def test_distances_of_known_motion():
+    """Real windows are at distance 0 of themselves, frozen frames at 100 %, and added noise shows as jitter."""
+    t = torch.arange(300.0)
+    x = torch.stack([torch.sin(t / (5 + k)) for k in range(32)], 1)             # (300, 32)
+    clips = [(0, 200), (200, 300)]
+    references = train.code_references(x, clips, 8)
+    assert references["windows"].shape == (193 + 93, 8, 32) and references["frozen"] > 0
+    same = train.code_distances(references, references["windows"], x[None, :200])
+    assert abs(same["short"]) < 1e-4 and abs(same["frame_short"]) < 0.1 and same["jitter_short"] == pytest.approx(1)
+    frozen = train.code_distances(references, x[:, None].expand(-1, 8, -1), x[:, None].expand(-1, 20, -1))
+    assert frozen["short_percent"] == pytest.approx(100) and frozen["long_percent"] == pytest.approx(100)
+    assert frozen["jitter_short"] == 0
+    noise = torch.randn(len(references["windows"]), 8, 32, generator=torch.Generator().manual_seed(0))
+    noisy = train.code_distances(references, references["windows"] + 0.1 * noise, x[None, :200])
+    # second difference of white noise: variance 6 sigma^2
+    wanted = math.sqrt(references["jitter"] ** 2 + 6 * 0.01) / references["jitter"]
+    assert noisy["jitter_short"] == pytest.approx(wanted, rel=0.02)
+
+
+def test_long_windows_are_adjacent_at_the_papers_lengths():
+    x = torch.arange(400.0).reshape(1, 400, 1).expand(2, -1, 32)
+    cut = train.long_windows(x, 25)
+    assert cut.shape == (32, 25, 32)
+    assert torch.equal(cut[:16, :, 0].flatten(), torch.arange(400.0))
+    assert cut[16, 0, 0] == 0 and train.long_windows(x, 75)[15, -1, 0] == 399
+
+
+def test_codes_are_read_in_every_layout(codes, tmp_path):
+    x, meta = train.load_latents(codes)
+    assert x.shape == (90, 4, 16) and x.dtype == np.float32 and meta["clips"] == [(0, 50), (50, 90)]
+    assert meta["fps"] == 25.0 and meta["model"] == {"name": "small", "sha256": "0" * 64}
+    np.savez(tmp_path / "projected_w.npz", w=x)
+    y, bare = train.load_latents(tmp_path / "projected_w.npz")
+    assert np.array_equal(x, y) and bare["clips"] == [(0, 90)] and bare["fps"] == 25.0
+    assert bare["model"] == {"name": None, "sha256": None}
+    np.savez(tmp_path / "other.npz", z=x)
+    with pytest.raises(InputError, match="no array named w"):
+        train.load_latents(tmp_path / "other.npz")
+    json_of_another = retold(codes, tmp_path, frames=[{"clip": 0}] * 89)
+    with pytest.raises(InputError, match="89 frames"):
+        train.load_latents(json_of_another)
+    with pytest.raises(InputError, match="remove it"):
+        train.load_latents(retold(codes, tmp_path, fps="fast"))
+
+
+def test_several_videos_are_one_training_set(codes, tmp_path):
+    x, meta = train.load_training_set([codes, retold(codes, tmp_path)], 6)
+    assert x.shape == (180, 4, 16) and meta["clips"] == [(0, 50), (50, 90), (90, 140), (140, 180)]
+    assert len(train.window_starts(meta["clips"], 6)) == 2 * (45 + 35)
+    with pytest.raises(InputError, match="small.*|other.*"):
+        train.load_training_set([codes, retold(codes, tmp_path, model={"name": "other", "sha256": "1" * 64})], 6)
+    np.save(tmp_path / "wide.npy", np.zeros((90, 4, 32), np.float32))
+    with pytest.raises(InputError, match="4 x 32"):
+        train.load_training_set([codes, tmp_path / "wide.npy"], 6)
+    np.save(tmp_path / "still.npy", np.ones((90, 4, 16), np.float32))
+    with pytest.raises(InputError, match="no motion"):
+        train.load_training_set([tmp_path / "still.npy"], 6)
+
+
+def test_looking_does_not_change_the_training(codes, tmp_path):
+    """Reports and saves at every step, or only at the end: the same weights."""
+    for name, every in (("often", 1), ("once", 100)):
+        result = run("train.py", codes, "-o", tmp_path / f"{name}.pt", "--steps", 3, "--report-every", every, "--save-every",
+                     every, "--critic-steps", 2, *SMALL)
+        assert result.returncode == 0, result.stderr.decode()
+    a, b = (torch.load(tmp_path / f"{name}.pt", weights_only=True)["generator"] for name in ("often", "once"))
+    assert all(torch.equal(a[n], b[n]) for n in a)
+
+
+def test_resume_takes_its_options_from_the_state(codes, tmp_path):
+    first = run("train.py", codes, "-o", tmp_path / "m.pt", "--steps", 1, "--lr", 0.002, *SMALL)
+    assert first.returncode == 0, first.stderr.decode()
+    again = run("train.py", codes, "-o", tmp_path / "m.pt", "--steps", 2, "--resume", "--threads", 1)
+    assert again.returncode == 0, again.stderr.decode()
+    options = torch.load(tmp_path / "m.pt", weights_only=True)["options"]
+    assert options["lr"] == 0.002 and options["window"] == 6 and options["batch"] == 8
+    before = (tmp_path / "m.pt").read_bytes()
+    assert_refused(run("train.py", codes, "-o", tmp_path / "m.pt", "--steps", 3, "--resume", "--lr", 0.005), "0.002", "0.005")
+    assert_refused(run("train.py", codes, "-o", tmp_path / "m.pt", "--steps", 2, "--resume"), "step 2")
+    np.save(tmp_path / "other.npy", np.load(codes) + 1)
+    assert_refused(run("train.py", tmp_path / "other.npy", "-o", tmp_path / "m.pt", "--steps", 3, "--resume"), "other codes")
+    (tmp_path / "m.state.pt").write_bytes((tmp_path / "m.state.pt").read_bytes()[:5000])
+    assert_refused(run("train.py", codes, "-o", tmp_path / "m.pt", "--steps", 3, "--resume"), "m.state.pt")
+    assert (tmp_path / "m.pt").read_bytes() == before and not left_over(tmp_path)
+
+
+def test_diverged_training_stops_and_keeps_what_was_saved(codes, tmp_path):
+    result = run("train.py", codes, "-o", tmp_path / "m.pt", "--steps", 20, "--report-every", 5, "--lr", 1e30, *SMALL)
+    assert_refused(result, "diverged", "nothing was saved", "lower --lr")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.skipif(os.name == "nt", reason="SIGKILL is POSIX")
+def test_killed_training_leaves_whole_files(codes, tmp_path):
+    process = subprocess.Popen([sys.executable, str(ROOT / "train.py"), codes, "-o", tmp_path / "m.pt", "--steps", "1000000",
+                                "--report-every", "1000000", "--save-every", "1", *map(str, SMALL)],
+                               stderr=subprocess.DEVNULL)
+    deadline = time.time() + 120
+    while not (tmp_path / "m.pt").exists() and time.time() < deadline:
+        time.sleep(0.2)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    state, motion = (torch.load(tmp_path / n, weights_only=True) for n in ("m.state.pt", "m.pt"))
+    assert state["step"] >= motion["step"] >= 1
+    go_on = run("train.py", codes, "-o", tmp_path / "m.pt", "--steps", state["step"] + 1, "--resume")
+    assert go_on.returncode == 0, go_on.stderr.decode()
+    assert torch.load(tmp_path / "m.pt", weights_only=True)["step"] == state["step"] + 1
+
+
+def test_only_the_generator_learns_from_the_generator_step():
+    """The step's gradients reach every parameter of G (and none of C, which requires none meanwhile)."""
+    torch.manual_seed(0)
+    G, C, norm = models.MotionGenerator(4, 16), models.MotionCritic(4, 16, 6), models.RunningNorm(32)
+    i, s = torch.randn(8, 32, requires_grad=True), torch.randn(8, 5, 32, requires_grad=True)
+    l = G.motion(i, s)
+    C.requires_grad_(False)
+    norm.update((l[:, -1] - l[:, 0]).detach())
+    gap, phi = models.gradient_angle_penalty(l, i, s, norm)
+    (100 * gap - train.score(C, train.first_layer(C, G.translate(l))).mean()).backward()
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in G.parameters())
+    assert all(p.grad is None for p in C.parameters())
 
 
 # ------------------------------------------------------------------------------------------------------------------
