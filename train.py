@@ -312,10 +312,9 @@ def aged(G, h, frames, rng):
 def reestimate_batchnorm(G, window, batch, rng, late=0, frames=0):
     """Measure the BatchNorm statistics of G anew on REESTIMATE batches of its own windows, and set G to eval mode.
 
-    late: how many windows of a batch begin 1 to `frames` frames into their trajectory, as in training.
-
-    Needed for averaged weights: with the statistics of the live generator the prototype's distance to real windows was
-    1393, with re-estimated ones 752. rng: CPU torch.Generator of its own, so that looking never changes the training.
+    late: how many windows of a batch begin 1 to `frames` frames into their trajectory, as in training. rng: CPU
+    torch.Generator of its own, so that looking never changes the training. Needed for averaged weights: with the
+    statistics of the live generator the prototype's distance to real windows was 1393, with re-estimated ones 752.
     """
     norms = [m for m in G.modules() if isinstance(m, torch.nn.BatchNorm1d)]
     kept = [m.momentum for m in norms]
@@ -566,11 +565,10 @@ def main(args):
                 with torch.set_grad_enabled(k == args.critic_steps - 1):
                     i, s, l, w = fakes()
                 # Windows overlap: each frame goes through the first layer once, however many windows it is in
-                frames, where = index.unique(return_inverse=True)
                 losses = []
                 for critic, group in zip(C, groups):
                     frames, where = index[group].unique(return_inverse=True)
-                    p_real = first_layer(critic, codes[frames.to(device)])[where.to(device)]            # (B, T, width)
+                    p_real = first_layer(critic, codes[frames.to(device)])[where.to(device)]            # (b, T, width)
                     losses.append(critic_loss(critic, p_real, first_layer(critic, w[group].detach()), u[group]))
                 loss_C, gp = (sum(loss) / len(losses) for loss in zip(*losses))
                 optimiser_C.zero_grad()
@@ -591,8 +589,8 @@ def main(args):
             # EMA of the generator; ours: a shorter memory at first, so that it forgets the initialisation
             step += 1
             update_ema(ema, G, min(args.ema, step / (step + 9)))
-
             torch.set_float32_matmul_precision("highest")                       # for what is measured and saved
+
             # Sums for the log stay on the device
             totals += torch.stack([-loss_C, gp, loss_G, gap, phi.mean()]).detach()
             bar.update()
