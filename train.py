@@ -412,9 +412,9 @@ def choose_device(name):
     return torch.device(name)
 
 
-# Options that --resume takes from the state, because the training depends on them
-FIXED = ("window", "horizon", "batch", "lr", "lr_half_life", "betas", "critic_steps", "lambda_gp", "lambda_gap", "ema",
-         "width", "seed", "matmul")
+# Options that --resume takes from the state, because the training depends on them; of these, the learning rate may change
+FIXED = ("window", "horizon", "batch", "betas", "critic_steps", "lambda_gp", "lambda_gap", "ema", "width", "seed", "matmul")
+KEPT = "lr", "lr_half_life"
 
 
 def load_state(path, args, digest):
@@ -424,17 +424,19 @@ def load_state(path, args, digest):
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
         options = state["options"]
-        missing = [name for name in FIXED if name not in options]
+        missing = [name for name in FIXED + KEPT if name not in options]
     except Exception as error:                                                  # torch raises a dozen types here
         raise InputError(f"{path} is not a training state of train.py ({type(error).__name__}); leave out --resume to "
                          f"start anew.") from None
     if missing or state["digest"] != digest:
         raise InputError(f"{path} was trained on other codes than {', '.join(map(str, args.latents))}; name those, or "
                          f"leave out --resume to start anew.")
-    for name in FIXED:
+    for name in FIXED + KEPT:
         given, stored = getattr(args, name), options[name]
         given = list(given) if isinstance(given, (list, tuple)) else given
         if given != stored and given != options_parser().get_default(name):
+            if name in KEPT:
+                continue
             raise InputError(f"{path} was trained with --{name.replace('_', '-')} {stored}, not {given}; leave the "
                              f"option out to resume, or leave out --resume to start anew.")
         setattr(args, name, stored)
