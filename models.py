@@ -452,7 +452,7 @@ def tensor_from(storage, offset, size, stride, *_):
     """A tensor that lies inside its storage and is no larger than it."""
     if not isinstance(storage, torch.storage.TypedStorage):
         raise pickle.UnpicklingError("a tensor without a storage")
-    data, dtype = storage.untyped(), storage.dtype
+    data, dtype = storage._untyped_storage, storage.dtype
     if offset < 0 or (math.prod(size) + offset) * dtype.itemsize > data.nbytes():
         raise pickle.UnpicklingError("a tensor larger than its storage")
     return torch.empty(0, dtype=dtype).set_(data, offset, tuple(size), tuple(stride))
