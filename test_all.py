@@ -353,7 +353,7 @@ def test_hostile_pickles_run_nothing(tmp_path, upstream_names):
     torch.save(Bomb(Path.touch, ran), inner, _use_new_zipfile_serialization=False)
     load = torch.storage._load_from_bytes
     rebuild = torch._utils._rebuild_tensor_v2
-    storage = torch.zeros(4).storage()
+    storage = torch.zeros(4)._typed_storage()
     whole = pickle.dumps({"G_ema": nvidia_pickle(g, torch.zeros(16))}, 4)
     hostile = {
         "a call": pickle.dumps({"G_ema": Bomb(Path.touch, ran)}, 4),
