@@ -1374,6 +1374,33 @@ def test_killed_training_leaves_whole_files(codes, tmp_path):
     assert torch.load(tmp_path / "m.pt", weights_only=True)["step"] == state["step"] + 1
 
 
+def test_aged_memory_is_that_of_a_longer_roll():
+    torch.manual_seed(0)
+    G, rng = models.MotionGenerator(3, 8), torch.Generator().manual_seed(5)
+    h = G.hidden(torch.randn(4, 32)).detach()
+    once = train.aged(G, h, 7, rng)
+    rng.manual_seed(5)
+    k = int(torch.randint(1, 8, (), generator=rng))
+    s, by_hand = torch.randn(4, k, 32, generator=rng), h
+    for t in range(k):
+        by_hand = G.roll(s[:, t:t + 1], by_hand)[1]
+    assert torch.allclose(once, by_hand, atol=1e-6) and not once.requires_grad
+
+
+def test_later_windows_have_a_critic_of_their_own(codes, tmp_path):
+    """--horizon 0 is the paper's training: one critic, all windows begin with i; and the two trainings differ."""
+    for name, horizon in (("paper", 0), ("ours", 20)):
+        result = run("train.py", codes, "-o", tmp_path / f"{name}.pt", "--steps", 3, "--horizon", horizon, *SMALL)
+        assert result.returncode == 0, result.stderr.decode()
+    paper, ours = (torch.load(tmp_path / f"{name}.state.pt", weights_only=True) for name in ("paper", "ours"))
+    assert {n.split(".")[0] for n in paper["C"]} == {"0"} and {n.split(".")[0] for n in ours["C"]} == {"0", "1"}
+    assert any(not torch.equal(ours["C"][n], ours["C"]["1" + n[1:]]) for n in paper["C"])
+    assert any(not torch.equal(paper["G"][n], ours["G"][n]) for n in paper["G"])
+    lr = [paper[o]["param_groups"][0]["lr"] for o in ("optimiser_G", "optimiser_C")]
+    per_epoch = math.ceil(len(train.window_starts([(0, 50), (50, 90)], 6)) / 8)
+    assert lr == [pytest.approx(0.001 * 0.5 ** (2 / (100 * per_epoch)))] * 2    # halved every 100 epochs
+
+
 def test_only_the_generator_learns_from_the_generator_step():
     """The step's gradients reach every parameter of G (and none of C, which requires none meanwhile)."""
     torch.manual_seed(0)

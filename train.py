@@ -303,7 +303,7 @@ def update_ema(ema, G, momentum):
 
 @torch.no_grad()
 def aged(G, h, frames, rng):
-    """Memory (4, n, 32) after 1 to `frames` more frames; rng: CPU torch.Generator."""
+    """Memory (4, n, 32) -> the same after 1 to `frames` more frames, drawn from rng, a CPU torch.Generator."""
     k = int(torch.randint(1, frames + 1, (), generator=rng))
     return G.roll(torch.randn(h.shape[1], k, NOISE, generator=rng).to(h.device), h.contiguous())[1]
 
@@ -311,6 +311,8 @@ def aged(G, h, frames, rng):
 @torch.no_grad()
 def reestimate_batchnorm(G, window, batch, rng, late=0, frames=0):
     """Measure the BatchNorm statistics of G anew on REESTIMATE batches of its own windows, and set G to eval mode.
+
+    late: how many windows of a batch begin 1 to `frames` frames into their trajectory, as in training.
 
     Needed for averaged weights: with the statistics of the live generator the prototype's distance to real windows was
     1393, with re-estimated ones 752. rng: CPU torch.Generator of its own, so that looking never changes the training.
@@ -412,7 +414,8 @@ def choose_device(name):
 
 
 # Options that --resume takes from the state, because the training depends on them
-FIXED = "window", "batch", "lr", "betas", "critic_steps", "lambda_gp", "lambda_gap", "ema", "width", "seed"
+FIXED = ("window", "horizon", "batch", "lr", "lr_half_life", "betas", "critic_steps", "lambda_gp", "lambda_gap", "ema",
+         "width", "seed", "matmul")
 
 
 def load_state(path, args, digest):
@@ -464,8 +467,9 @@ def main(args):
     codes = torch.from_numpy(codes).to(device)                                  # (N, L, D)
     starts = window_starts(meta["clips"], T)                                    # (n,)
     offsets = torch.arange(T)
-    late = round(args.late * B)
-    fresh = B - late
+    late = B // 2 if args.horizon > T else 0
+    fresh, burn_in = B - late, args.horizon - T
+    groups = [slice(0, fresh), slice(fresh, B)] if late else [slice(0, B)]      # of the batch, one critic each
     per_epoch = math.ceil(len(starts) / B)  # ours: an epoch shows as many windows as there are places to start one
     steps = args.steps if args.steps is not None else args.epochs * per_epoch   # ours: a step = one generator step
     real_x = coordinates(codes, {name: value.to(device) for name, value in pca.items()}).cpu()  # (N, 32)
@@ -475,10 +479,12 @@ def main(args):
     # Networks, optimisers, and the one random stream of the training
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(args.seed)
-        G, C = MotionGenerator(L, D, NOISE, args.width), MotionCritic(L, D, T, args.width)
+        G = MotionGenerator(L, D, NOISE, args.width)
+        C = torch.nn.ModuleList(MotionCritic(L, D, T, args.width) for _ in groups)
     mean, std = codes.mean(0).cpu(), codes.std(0).cpu()                         # (L, D)
     G.init_output(mean, std)
-    C.set_scale(mean, std)
+    for critic in C:
+        critic.set_scale(mean, std)
     G, C, norm = G.to(device).train(), C.to(device).train(), RunningNorm(NOISE).to(device)
     ema = copy.deepcopy(G).requires_grad_(False)
     optimiser_G = torch.optim.Adam(G.parameters(), args.lr, betas=tuple(args.betas), fused=True)
@@ -509,7 +515,7 @@ def main(args):
 
     def save():
         check()
-        reestimate_batchnorm(ema, T, B, torch.Generator().manual_seed(args.seed + 1), late, args.burn_in)
+        reestimate_batchnorm(ema, T, B, torch.Generator().manual_seed(args.seed + 1), late, burn_in)
         write_atomically(state_path, lambda part: torch.save(
             {**{name: value.state_dict() for name, value in parts.items()}, "rng": rng.get_state(), "step": step,
              "since": since, "totals": totals, "seconds": seconds + time.perf_counter() - began, "rows": rows,
@@ -539,7 +545,7 @@ def main(args):
         i_start, s_start = i[:fresh].requires_grad_(True), s[:fresh].requires_grad_(True)
         with torch.backends.cudnn.flags(enabled=False):
             h = G.hidden(torch.cat([i_start, i[fresh:]]))                                   # (4, B, 32)
-            h = torch.cat([h[:, :fresh], aged(G, h[:, fresh:].detach(), args.burn_in, rng)], 1) if late else h
+            h = torch.cat([h[:, :fresh], aged(G, h[:, fresh:].detach(), burn_in, rng)], 1) if late else h
             l = torch.cat([h[3][:, None], G.roll(torch.cat([s_start, s[fresh:]]), h)[0]], 1)            # (B, T, 32)
         return i_start, s_start, l, G.translate(l)                                          # w (B, T, L, D)
 
@@ -549,6 +555,9 @@ def main(args):
     bar = tqdm(total=steps, initial=step, unit="step", mininterval=1.0, file=sys.stderr)
     try:
         while step < steps and not stop:
+            for group in optimiser_G.param_groups + optimiser_C.param_groups:
+                group["lr"] = args.lr * 0.5 ** (step / (args.lr_half_life * per_epoch))
+            torch.set_float32_matmul_precision(args.matmul)
             # Critic: WGAN-GP. The fakes of the last critic step are also those of the generator step
             for k in range(args.critic_steps):
                 index = starts[torch.randint(len(starts), (B,), generator=rng)][:, None] + offsets  # (B, T)
@@ -557,15 +566,20 @@ def main(args):
                     i, s, l, w = fakes()
                 # Windows overlap: each frame goes through the first layer once, however many windows it is in
                 frames, where = index.unique(return_inverse=True)
-                p_real = first_layer(C, codes[frames.to(device)])[where.to(device)]         # (B, T, width)
-                loss_C, gp = critic_loss(C, p_real, first_layer(C, w.detach()), u)
+                losses = []
+                for critic, group in zip(C, groups):
+                    frames, where = index[group].unique(return_inverse=True)
+                    p_real = first_layer(critic, codes[frames.to(device)])[where.to(device)]            # (B, T, width)
+                    losses.append(critic_loss(critic, p_real, first_layer(critic, w[group].detach()), u[group]))
+                loss_C, gp = (sum(loss) / len(losses) for loss in zip(*losses))
                 optimiser_C.zero_grad()
                 (loss_C + args.lambda_gp * gp).backward()
                 optimiser_C.step()
 
             # Generator: WGAN + gradient angle penalty
             C.requires_grad_(False)
-            loss_G = -score(C, first_layer(C, w)).mean()
+            loss_G = -torch.stack([score(critic, first_layer(critic, w[group])).mean()
+                                   for critic, group in zip(C, groups)]).mean()
             norm.update((l[:fresh, -1] - l[:fresh, 0]).detach())
             gap, phi = gradient_angle_penalty(l[:fresh], i, s, norm)
             optimiser_G.zero_grad()
@@ -577,6 +591,7 @@ def main(args):
             step += 1
             update_ema(ema, G, min(args.ema, step / (step + 9)))
 
+            torch.set_float32_matmul_precision("highest")                       # for what is measured and saved
             # Sums for the log stay on the device
             totals += torch.stack([-loss_C, gp, loss_G, gap, phi.mean()]).detach()
             bar.update()
@@ -587,7 +602,7 @@ def main(args):
                 averages = (totals / (step - since)).tolist()
                 took, look = time.perf_counter() - began, torch.Generator().manual_seed(args.seed + 1)
                 seconds += took
-                reestimate_batchnorm(ema, T, B, look, late, args.burn_in)
+                reestimate_batchnorm(ema, T, B, look, late, burn_in)
                 short = sample_coordinates(ema, SHORT, T, pca, look)                        # (2048, T, 32)
                 long = sample_coordinates(ema, LONG[0], max(LONG[1], 4 * T), pca, look)     # (128, 400, 32)
                 rows.append({"step": step, "epoch": round(step / per_epoch, 2), **dict(zip(names, averages)),
@@ -640,16 +655,23 @@ def options_parser():
     method.add_argument("--ema", type=momentum, default=0.997, help="momentum of the averaged generator (suppl. 2.1)")
     # ours: 0.005 (suppl. 2.1) with one critic step did not learn in 1,600 steps of a prototype, this did
     method.add_argument("--lr", type=not_negative, default=0.001, help="learning rate of Adam, both networks (ours)")
+    # open in the paper; ours: without it the distances keep jumping about between reports. It depends on the step alone and
+    # not on the length, so that a resumed training may be longer than it was meant to be
+    method.add_argument("--lr-half-life", type=positive_float, default=100.0, help="epochs after which it is halved (ours)")
     # open in the paper; ours: a first momentum of 0.5, DCGAN's
     method.add_argument("--betas", type=momentum, nargs=2, default=[0.5, 0.99], help="of Adam (ours)")
     # open in the paper; ours: one
     method.add_argument("--critic-steps", type=positive_int, default=1, help="per generator step (ours)")
-    method.add_argument("--late", type=float, default=0.5)
-    method.add_argument("--burn-in", type=int, default=375)
+    # ours: the paper's windows all begin with i (--horizon 0), and its samples of 400 frames go on from there untrained
+    method.add_argument("--horizon", type=int, default=400, help="frames within which sampled windows may lie; 0: all "
+                        "begin with the first frame (sec. 3)")
     method.add_argument("--width", type=positive_int, help="of hidden layers, 512 in the paper; None: style width D")
     method.add_argument("--seed", type=int, default=0, help="of all random numbers")
 
     running = parser.add_argument_group("running")
+    # ours: bf16 products in the training steps (TF32 on CUDA), where the processor has them; 1.5 times as fast on one core
+    running.add_argument("--matmul", choices=("highest", "high", "medium"), default="medium",
+                         help="precision of matrix products in training, as torch.set_float32_matmul_precision")
     running.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
     running.add_argument("--threads", type=positive_int, help="of the CPU; None: as many as torch finds")
     running.add_argument("--report-every", type=positive_int, default=500, help="steps between distances, CSV, plot")
@@ -661,6 +683,13 @@ def positive_int(text):
     value = int(text)
     if value < 1:
         raise argparse.ArgumentTypeError(f"{text} is not at least 1")
+    return value
+
+
+def positive_float(text):
+    value = float(text)
+    if not value > 0:
+        raise argparse.ArgumentTypeError(f"{text} is not above 0")
     return value
 
 

@@ -839,7 +839,7 @@ def talk(n, fps, seed):
     """n frames of talking -> motion parameters (n, len(MOTION)) in [-1, 1], the head's place as a dict of (n,) arrays.
 
     Phrases of 1.5 to 4 s with syllables, pauses between them, blinks every 2 to 5 s, nods and raised brows on stressed
-    syllables, slow turns of the head, gaze that jumps, a smile that comes and goes.
+    syllables, turns of the head that take half a second to one, gaze that jumps, a smile that comes and goes.
     """
     rng, end = np.random.RandomState(seed), n / fps
     syllables, t = [], 0.3
@@ -863,11 +863,11 @@ def talk(n, fps, seed):
         "wink": np.zeros(n),
         "brows": -0.1 + 0.25 * glide(rng, n, fps, (1.0, 4.0), (0.3, 0.8), 0.7)
         + bumps(n, fps, syllables[stressed], np.full(stressed.sum(), 0.7), rng.uniform(0.2, 0.8, stressed.sum())),
-        "yaw": 0.9 * glide(rng, n, fps, (0.2, 1.5), (0.6, 1.6), 0.5),
-        "pitch": 0.8 * glide(rng, n, fps, (0.2, 1.5), (0.5, 1.4), 0.35)
+        "yaw": 0.9 * glide(rng, n, fps, (0.1, 0.9), (0.4, 1.0), 0.45),
+        "pitch": 0.8 * glide(rng, n, fps, (0.1, 0.9), (0.4, 1.0), 0.35)
         + bumps(n, fps, syllables[stressed] + 0.05, np.full(stressed.sum(), 0.6),
                 rng.uniform(0.2, 0.5, stressed.sum())),
-        "roll": glide(rng, n, fps, (0.3, 2.0), (0.6, 1.6), 0.35),
+        "roll": glide(rng, n, fps, (0.2, 1.2), (0.5, 1.2), 0.35),
         "gaze_x": glide(rng, n, fps, (0.6, 2.5), (0.08, 0.14), 0.4),
         "gaze_y": glide(rng, n, fps, (0.8, 3.0), (0.08, 0.14), 0.25),
     }
