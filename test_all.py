@@ -6,6 +6,8 @@ real command line on real H.264, real faces for dlib and the real pipe. Two core
 
 import argparse
 import collections
+import hashlib
+import http.server
 import io
 import json
 import math
@@ -336,6 +338,91 @@ def test_nvidia_pickles_that_are_refused(tmp_path, upstream_names):
     path.write_bytes(pickle.dumps((upstream_names[1](), None, None), 4))
     with pytest.raises(InputError, match="TensorFlow pickle.*legacy.py"):
         models.load_image_model(path)
+
+
+# Fetching, from a server of our own
+
+class FileServer(http.server.BaseHTTPRequestHandler):
+    """Serves `data` with Range requests; the first answer breaks off after `cut` bytes."""
+    data, cut, ranges = b"", None, []
+
+    def do_GET(self):
+        match = re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range", ""))
+        start = int(match[1]) if match else 0
+        self.ranges.append(start)
+        body = self.data[start:]
+        self.send_response(206 if match else 200)
+        self.send_header("Content-Length", str(len(body)))
+        if match:
+            self.send_header("Content-Range", f"bytes {start}-{len(self.data) - 1}/{len(self.data)}")
+        self.end_headers()
+        cut, type(self).cut = self.cut, None
+        self.wfile.write(body if cut is None else body[:cut])
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture
+def address(monkeypatch, tmp_path):
+    handler = type("Handler", (FileServer,), {"ranges": []})
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    monkeypatch.setenv("STYLEVIDEOGAN_CACHE", str(tmp_path / "cache"))
+    yield f"http://127.0.0.1:{server.server_port}/model.pt", handler
+    server.shutdown()
+    server.server_close()
+
+
+def test_named_models_are_fetched_once_and_checked(address, tmp_path, monkeypatch, capsys):
+    url, handler = address
+    whole = io.BytesIO()
+    torch.save(small_checkpoint()[2], whole)
+    handler.data = whole.getvalue()
+    sha256 = hashlib.sha256(handler.data).hexdigest()
+    monkeypatch.setitem(models.OFFICIAL, "ffhq", ("model.pt", url, None))       # no published hash
+    assert models.load_image_model("ffhq").sha256 == sha256
+    assert sha256 in capsys.readouterr().err and len(handler.ranges) == 1
+    assert models.load_image_model("ffhq").L == 8 and len(handler.ranges) == 1
+    assert sorted(os.listdir(tmp_path / "cache")) == ["model.pt", "model.pt.sha256"]
+    (tmp_path / "cache" / "model.pt").write_bytes(handler.data + b"x")          # not what was fetched
+    with pytest.raises(InputError, match="model.pt has sha256 .* delete it"):
+        models.load_image_model("ffhq")
+
+
+def test_a_cut_download_goes_on_and_a_wrong_one_is_refused(address, tmp_path):
+    url, handler = address
+    handler.data, handler.cut = np.random.RandomState(0).bytes(3_000_000), 1_000_000
+    with pytest.raises(InputError, match=f"model.pt could not be fetched .*{url}.*cache.*--model"):
+        models.fetch("model.pt", url)
+    assert not (tmp_path / "cache" / "model.pt").exists()
+    path, sha256 = models.fetch("model.pt", url)
+    assert path.read_bytes() == handler.data and sha256 == hashlib.sha256(handler.data).hexdigest()
+    assert 0 < max(handler.ranges) <= 1_000_000                                 # it went on where it stopped
+    with pytest.raises(InputError, match="other.pt could not be fetched .*sha256"):
+        models.fetch("other.pt", url, "0" * 64)
+    assert sorted(os.listdir(tmp_path / "cache")) == ["model.pt", "model.pt.sha256"]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="limits of the file size are POSIX")
+def test_a_full_disk_and_a_dead_server_are_one_sentence(address, tmp_path):
+    """The size of files is limited, as a full disk would, in a process of its own."""
+    url, handler = address
+    handler.data = bytes(3_000_000)
+    code = (f"import resource, signal, models\nsignal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+            f"resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, 1_000_000))\n"
+            f"try:\n    models.fetch('model.pt', {url!r})\nexcept models.InputError as error:\n    print(error)")
+    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert re.fullmatch(f"model.pt could not be fetched .*too large.*{re.escape(url)}.*--model.\n", result.stdout), result
+    assert not (tmp_path / "cache" / "model.pt").exists()
+    with pytest.raises(InputError, match="model.pt could not be fetched"):
+        models.fetch("model.pt", "http://127.0.0.1:9/model.pt")
+
+
+def test_importing_fetches_nothing():
+    code = "import socket\ndef no(*_): raise SystemExit('network')\nsocket.socket.connect = no\n" \
+           "import models, sys\nassert 'gdown' not in sys.modules and 'requests' not in sys.modules"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
 
 
 class Bomb:
