@@ -181,6 +181,52 @@ def test_psp_equals_upstream():
     assert golden_error("psp corner32", images[1, 0, :4, :4]) < 1e-4
 
 
+# The plain way, to compare with: every sample's own modulated weights in a grouped convolution, and up-sampling by inserted
+# zeros, as the standard PyTorch ports of StyleGAN2 do it on a CPU
+
+def plain_resample(x, kernel, up, before, after):
+    """Insert up - 1 zeros after every pixel, pad, filter: (B, C, H, W)."""
+    B, C, H, W = x.shape
+    x = nn.functional.pad(x.reshape(B * C, 1, H, 1, W, 1), (0, up - 1, 0, 0, 0, up - 1)).reshape(B * C, 1, H * up, W * up)
+    x = nn.functional.conv2d(nn.functional.pad(x, (before, after, before, after)), kernel.flip(0, 1)[None, None])
+    return x.reshape(B, C, *x.shape[2:])
+
+
+def plain_convolution(conv, x, w):
+    B, C, H, _ = x.shape
+    O, k = conv.weight.shape[1], conv.weight.shape[-1]
+    weight = conv.scale * conv.weight * conv.modulation(w).reshape(B, 1, C, 1, 1)                       # (B, O, C, k, k)
+    if conv.demodulate:
+        weight = weight * torch.rsqrt(weight.square().sum((2, 3, 4), keepdim=True) + 1e-8)
+    x = x.reshape(1, B * C, H, H)
+    if not conv.up:
+        return nn.functional.conv2d(x, weight.reshape(B * O, C, k, k), padding=k // 2, groups=B).reshape(B, O, H, H)
+    x = nn.functional.conv_transpose2d(x, weight.transpose(1, 2).reshape(B * C, O, k, k), stride=2, groups=B)
+    return plain_resample(x.reshape(B, O, 2 * H + 1, 2 * H + 1), conv.blur.kernel, 1, 1, 1)
+
+
+def plain_render(g, w):
+    """What generator g makes of W+ codes (B, L, D)."""
+    def layer(conv, x, k, j):
+        x = plain_convolution(conv.conv, x, w[:, j]) + conv.noise.weight * getattr(g.noises, f"noise_{k}")
+        return nn.functional.leaky_relu(x + conv.activate.bias.reshape(1, -1, 1, 1), 0.2) * math.sqrt(2)
+
+    x = layer(g.conv1, g.input.input.repeat(len(w), 1, 1, 1), 0, 0)
+    rgb = plain_convolution(g.to_rgb1.conv, x, w[:, 1]) + g.to_rgb1.bias
+    for n, to_rgb in enumerate(g.to_rgbs):
+        x = layer(g.convs[2 * n], x, 2 * n + 1, 2 * n + 1)
+        x = layer(g.convs[2 * n + 1], x, 2 * n + 2, 2 * n + 2)
+        rgb = plain_convolution(to_rgb.conv, x, w[:, 2 * n + 3]) + to_rgb.bias + plain_resample(rgb, to_rgb.upsample.kernel, 2, 2, 1)
+    return rgb
+
+
+def test_fast_rendering_equals_the_plain_one():
+    g = fill(models.Generator(64, 32, 16, 2, {4: 24, 8: 24, 16: 16, 32: 12, 64: 8}))
+    w = torch.randn(3, g.L, 32, generator=torch.Generator().manual_seed(0))
+    ours, plain = g(w), plain_render(g, w)
+    assert (ours - plain).abs().max() < 1e-5 * plain.std()
+
+
 def small_checkpoint():
     """pSp-layout checkpoint of a 32 px model with pseudo-weights (8 x 16 codes)."""
     channels = {4: 8, 8: 8, 16: 6, 32: 4}
@@ -1994,3 +2040,43 @@ def test_models_py_can_be_copied_alone():
 def test_every_script_has_help(script):
     result = run(script, "--help")
     assert result.returncode == 0 and b"usage:" in result.stdout
+
+
+# ------------------------------------------------------------------------------------------------------------------
+# Benchmark of rendering:  python test_all.py --size 1024
+# ------------------------------------------------------------------------------------------------------------------
+
+def benchmark(args):
+    """Frames per second and peak memory of models.py beside the plain way, each in a process of its own, taking turns."""
+    if args.way:
+        g = models.Generator(args.size).eval().requires_grad_(False)
+        w = torch.randn(args.batch, g.L, g.D, generator=torch.Generator().manual_seed(0))
+        render = {"plain": lambda: plain_render(g, w), "models.py": lambda: g(w)}[args.way]
+        with torch.no_grad():
+            render()                                                            # the first one chooses algorithms
+            started = time.perf_counter()
+            for _ in range(args.rounds):
+                render()
+            seconds = time.perf_counter() - started
+        print(json.dumps([args.rounds * args.batch / seconds, train.peak_memory(torch.device("cpu"))]))
+        return
+    found = {"plain": [], "models.py": []}
+    for _ in range(3):
+        for way in found:
+            result = subprocess.run([sys.executable, __file__, "--size", str(args.size), "--batch", str(args.batch), "--rounds",
+                                     str(args.rounds), "--way", way], capture_output=True, check=True)
+            found[way].append(json.loads(result.stdout))
+            print(f"{way:10s} {found[way][-1][0]:7.3f} frames/s {found[way][-1][1]:7.0f} MB", file=sys.stderr)
+    fps = {way: np.median([f for f, _ in values]) for way, values in found.items()}
+    print(f"{args.size} px, batch {args.batch}, {torch.get_num_threads()} threads: models.py {fps['models.py'] / fps['plain']:.2f} "
+          f"times as fast as the plain way")
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description="Benchmark of rendering; the tests run by: python -m pytest -q test_all.py",
+                                     formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser.add_argument("--size", type=int, default=1024, help="side of the pictures")
+    parser.add_argument("--batch", type=int, default=1, help="pictures at once")
+    parser.add_argument("--rounds", type=int, default=4, help="batches per measurement")
+    parser.add_argument("--way", choices=("plain", "models.py"), help="one of the two alone")
+    benchmark(parser.parse_args())
