@@ -667,7 +667,7 @@ def main(args):
             raise InputError(f"{path} would be overwritten by the output; name another with -o.")
     parts = open_parts(targets)
     try:
-        embed(args, parts, target, sheet_path, load_image_model(args.model, device=pick_device(args.device)))
+        embed(args, parts, target, sheet_path, load_image_model(args.model, args.encoder, pick_device(args.device)))
     finally:
         discard(parts)                               # nothing half-written stays; what was completed has its own name
 
@@ -675,7 +675,7 @@ def main(args):
 def embed(args, parts, target, sheet_path, model):
     """Both passes and the files. parts: the open temporary files by their final paths."""
     if model.encoder is None:
-        raise InputError(f"{args.model} has no encoder; name an image model that has one with --model.")
+        raise InputError(f"{args.model} has no encoder; name a file that has one with --encoder.")
     hint = "; photographs of people want --model ffhq (the paper's, research only)" if args.model == "faces128" else ""
     print(f"embed.py: image model {model.name}, {model.size} px, {model.L} x {model.D} codes{hint}.", file=sys.stderr)
 
@@ -749,6 +749,7 @@ if __name__ == "__main__":
                        "this option the codes' name with .png")
     image = parser.add_argument_group("image model")
     image.add_argument("--model", default="faces128", help="faces128, ffhq, ffhq-e4e or the path of a checkpoint")
+    image.add_argument("--encoder", metavar="FILE", help="checkpoint of an encoder, for a model that has none")
     image.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
     image.add_argument("--batch", type=int, default=16, help="frames encoded at a time")
     reading = parser.add_argument_group("reading")

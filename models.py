@@ -2,7 +2,7 @@
 
 Imports only torch, numpy and the standard library, so that the file can be copied into any project:
 
-    model = load_image_model("faces128")                          # or a pSp / rosinality checkpoint
+    model = load_image_model("faces128")                          # or a pSp / e4e / rosinality / NVIDIA file, or "ffhq"
     w = model.encode(images)                                      # (B, 3, H, W) in [-1, 1] -> (B, L, D)
     frames = model.render(w)                                      # (B, L, D) -> (B, 3, size, size)
 
@@ -14,8 +14,15 @@ loader, 4 StyleVideoGAN: generator G = (H, P, T), critic C, penalties, offset tr
 rosinality/stylegan2-pytorch and of 2 those of eladrich/pixel2style2pixel, so that published files load as they are.
 """
 
+import argparse
+import collections
 import hashlib
+import io
 import math
+import os
+import pickle
+import re
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -108,8 +115,9 @@ class ModulatedConv2d(nn.Module):
 class StyledConv(nn.Module):
     """Modulated convolution, noise, bias, leaky ReLU."""
 
-    def __init__(self, c_in, c_out, D, up=False):
+    def __init__(self, c_in, c_out, D, up=False, clamp=None):
         super().__init__()
+        self.clamp = clamp
         self.conv = ModulatedConv2d(c_in, c_out, 3, D, up=up)
         self.noise = nn.Module()
         self.noise.weight = nn.Parameter(torch.zeros(1))
@@ -120,14 +128,16 @@ class StyledConv(nn.Module):
         x = self.conv(x, w)
         if noise is not None:
             x = x + (self.noise.weight * noise).to(x.dtype)
-        return F.leaky_relu(x + self.activate.bias[:, None, None].to(x.dtype), 0.2) * SQRT2
+        x = F.leaky_relu(x + self.activate.bias[:, None, None].to(x.dtype), 0.2) * SQRT2
+        return x if self.clamp is None else x.clamp(-self.clamp, self.clamp)
 
 
 class ToRGB(nn.Module):
     """1x1 modulated convolution to RGB, added to the up-sampled RGB of the resolution below; always sums in fp32."""
 
-    def __init__(self, c_in, D, up=True):
+    def __init__(self, c_in, D, up=True, clamp=None):
         super().__init__()
+        self.clamp = clamp
         self.conv = ModulatedConv2d(c_in, 3, 1, D, demodulate=False)
         self.bias = nn.Parameter(torch.zeros(1, 3, 1, 1))
         if up:
@@ -136,6 +146,8 @@ class ToRGB(nn.Module):
 
     def forward(self, x, w, skip):
         rgb = self.conv(x, w).float() + self.bias.float()                       # (B, 3, r, r)
+        if self.clamp is not None:
+            rgb = rgb.clamp(-self.clamp, self.clamp)
         if skip is not None:                                                    # (B, 3, r/2, r/2)
             B, C, h, _ = skip.shape
             up = F.conv_transpose2d(skip.reshape(B * C, 1, h, h), self.upsample.kernel.float()[None, None], stride=2)
@@ -155,10 +167,11 @@ class Generator(nn.Module):
 
     size: picture side, a power of two >= 8. D: style width. Z: width of z. n_mlp: mapping layers, 0 for a network that is
     only ever driven with W+ codes. channels: {resolution: width}, official widths when None. lr_mlp: learning-rate
-    multiplier of the mapping network, 0.01 in every official file.
+    multiplier of the mapping network, 0.01 in every official file. clamp: bound of every layer's output (`conv_clamp` of
+    stylegan2-ada-pytorch, which half precision needs), None for none.
     """
 
-    def __init__(self, size, D=512, Z=512, n_mlp=8, channels=None, lr_mlp=0.01):
+    def __init__(self, size, D=512, Z=512, n_mlp=8, channels=None, lr_mlp=0.01, clamp=None):
         super().__init__()
         channels = channels or stylegan2_channels(size)
         self.size, self.D, self.Z, self.n_mlp, self.L = size, D, Z, n_mlp, 2 * int(math.log2(size)) - 2
@@ -166,24 +179,24 @@ class Generator(nn.Module):
                                                   for k in range(n_mlp)))
         self.input = nn.Module()
         self.input.input = nn.Parameter(torch.randn(1, channels[4], 4, 4))
-        self.conv1 = StyledConv(channels[4], channels[4], D)
-        self.to_rgb1 = ToRGB(channels[4], D, up=False)
+        self.conv1 = StyledConv(channels[4], channels[4], D, clamp=clamp)
+        self.to_rgb1 = ToRGB(channels[4], D, up=False, clamp=clamp)
         self.convs, self.to_rgbs, self.noises = nn.ModuleList(), nn.ModuleList(), nn.Module()
         self.noises.register_buffer("noise_0", torch.randn(1, 1, 4, 4))
         for k, r in enumerate(2 ** e for e in range(3, int(math.log2(size)) + 1)):
-            self.convs.append(StyledConv(channels[r // 2], channels[r], D, up=True))
-            self.convs.append(StyledConv(channels[r], channels[r], D))
-            self.to_rgbs.append(ToRGB(channels[r], D))
+            self.convs.append(StyledConv(channels[r // 2], channels[r], D, up=True, clamp=clamp))
+            self.convs.append(StyledConv(channels[r], channels[r], D, clamp=clamp))
+            self.to_rgbs.append(ToRGB(channels[r], D, clamp=clamp))
             self.noises.register_buffer(f"noise_{2 * k + 1}", torch.randn(1, 1, r, r))
             self.noises.register_buffer(f"noise_{2 * k + 2}", torch.randn(1, 1, r, r))
 
-    def forward(self, w, resolution=None, dtype=torch.float32):
-        """W+ codes (B, L, D) -> pictures (B, 3, size, size), about [-1, 1], never clamped; noise is the stored one.
+    def forward(self, w, resolution=None, dtype=torch.float32, noise="const"):
+        """W+ codes (B, L, D) -> pictures (B, 3, size, size), about [-1, 1], never clamped.
 
         resolution: stop at this side and return the RGB sum reached there. dtype: of the feature maps (half precision
-        halves memory; styles and RGB stay fp32).
+        halves memory; styles and RGB stay fp32). noise: "const", the stored maps, or "none".
         """
-        noise = [getattr(self.noises, f"noise_{k}") for k in range(self.L - 1)]
+        noise = [getattr(self.noises, f"noise_{k}") if noise == "const" else None for k in range(self.L - 1)]
         x = self.input.input.to(dtype).expand(len(w), -1, -1, -1)               # (B, C, 4, 4)
         x = self.conv1(x, w[:, 0], noise[0])
         rgb = self.to_rgb1(x, w[:, 1], None)
@@ -253,14 +266,16 @@ class GradualStyleEncoder(nn.Module):
 
     L: style rows. D: style width. size: side of the input picture. depths, widths: residual units and channels of the
     four stages (3, 4, 14, 3 and 64 to 512 is IR-SE-50). head: channels of the map2style blocks, D when None.
-    Rows 0-2 are read from the last stage, 3-6 from the third, the others from the second (pSp, fig. 2).
+    Rows 0-2 are read from the last stage, 3-6 from the third, the others from the second (pSp, fig. 2). deltas: row j is
+    what the styles give for rows 0 and j together, as in e4e (Tov et al. 2021, sec. 4.1), whose files are otherwise the same.
     """
 
     COARSE, MIDDLE = 3, 7                                                       # first row of the middle, of the fine rows
 
-    def __init__(self, L=18, D=512, size=256, depths=(3, 4, 14, 3), widths=(64, 128, 256, 512), head=None):
+    def __init__(self, L=18, D=512, size=256, depths=(3, 4, 14, 3), widths=(64, 128, 256, 512), head=None,
+                 deltas=False):
         super().__init__()
-        self.L, self.D, self.size = L, D, size
+        self.L, self.D, self.size, self.deltas = L, D, size, deltas
         self.input_layer = nn.Sequential(nn.Conv2d(3, widths[0], 3, 1, 1, bias=False), nn.BatchNorm2d(widths[0]),
                                          nn.PReLU(widths[0]))
         units, c = [], widths[0]
@@ -288,8 +303,9 @@ class GradualStyleEncoder(nn.Module):
         c1, c2, c3 = taps                                                       # at size / 4, / 8, / 16
         p2 = add(c3, self.latlayer1(c2))
         p1 = add(p2, self.latlayer2(c1))
-        return torch.stack([style(c3 if j < self.COARSE else p2 if j < self.MIDDLE else p1)
-                            for j, style in enumerate(self.styles)], 1)         # (B, L, D)
+        w = torch.stack([style(c3 if j < self.COARSE else p2 if j < self.MIDDLE else p1)
+                         for j, style in enumerate(self.styles)], 1)            # (B, L, D)
+        return torch.cat([w[:, :1], w[:, :1] + w[:, 1:]], 1) if self.deltas else w
 
 
 # ------------------------------------------------------------------------------------------------------------------
@@ -297,18 +313,22 @@ class GradualStyleEncoder(nn.Module):
 # ------------------------------------------------------------------------------------------------------------------
 
 ASSETS = Path(__file__).resolve().parent / "assets"
-OFFICIAL = {  # research use only (NVIDIA Source Code License for the generator inside); about 1.2 GB each
-    "ffhq": ("psp_ffhq_encode.pt", "https://drive.google.com/uc?id=1bMTNWkh5LArlaWSc_wa8VKyq2V42T2z0"),
-    "ffhq-e4e": ("e4e_ffhq_encode.pt", "https://drive.google.com/uc?id=1cUv_reLE6k3604or78EranS7XzuVMWeO"),
+# Official models: file, address, sha256 where one is recorded. Research use only (NVIDIA Source Code License for the
+# StyleGAN2 inside), 1.2 GB each
+OFFICIAL = {
+    "ffhq": ("psp_ffhq_encode.pt", "https://drive.google.com/uc?id=1bMTNWkh5LArlaWSc_wa8VKyq2V42T2z0", None),
+    "ffhq-e4e": ("e4e_ffhq_encode.pt", "https://drive.google.com/uc?id=1cUv_reLE6k3604or78EranS7XzuVMWeO",
+                 "2ace1d9a8c05c10a399bcd500b8dda118f759ff1aac89dbdab7435f2136a0999"),
 }
 
 
 class ImageModel:
     """A generator with its encoder, on one device, for inference only.
 
-    size: side of the rendered pictures. L, D: shape of a W+ code. Z: width of z. latent_avg: (L, D). name, sha256: which
-    file this is. encoder: GradualStyleEncoder or None. has_actors: whether z gives new people (a model fitted to one
-    video has no mapping network).
+    size: side of the rendered pictures. L, D: shape of a W+ code. Z: width of z. latent_avg: (L, D). start: what the
+    encoder's output is added to, latent_avg but for models trained without it. name, sha256: which file this is.
+    encoder: GradualStyleEncoder or None. has_actors: whether z gives new people (a model fitted to one video has no
+    mapping network).
     """
 
     def __init__(self, generator, encoder, latent_avg, name="", sha256="", device="cpu"):
@@ -316,6 +336,7 @@ class ImageModel:
         self.encoder = encoder if encoder is None else encoder.eval().requires_grad_(False).to(device)
         self.size, self.L, self.D, self.Z = generator.size, generator.L, generator.D, generator.Z
         self.latent_avg = latent_avg.float().expand(self.L, self.D).to(device)  # (L, D)
+        self.start = self.latent_avg
         self.has_actors = generator.n_mlp > 0
         self.name, self.sha256, self.device = name, sha256, torch.device(device)
 
@@ -328,12 +349,12 @@ class ImageModel:
         if images.shape[2:] != (size, size):
             images = F.interpolate(images, (size, size), mode="bilinear", align_corners=False,
                                    antialias=images.shape[2] > size)
-        return self.encoder(images) + self.latent_avg
+        return self.encoder(images) + self.start
 
     @torch.no_grad()
-    def render(self, codes, dtype=torch.float32):
-        """W+ codes (B, L, D) -> pictures (B, 3, size, size), about [-1, 1], not clamped; constant noise."""
-        return self.generator(codes.to(self.device).float(), dtype=dtype)
+    def render(self, codes, dtype=torch.float32, noise="const"):
+        """W+ codes (B, L, D) -> pictures (B, 3, size, size), about [-1, 1], not clamped; noise: "const" or "none"."""
+        return self.generator(codes.to(self.device).float(), dtype=dtype, noise=noise)
 
     @torch.no_grad()
     def map(self, z, truncation=1.0):
@@ -341,7 +362,7 @@ class ImageModel:
         return self.generator.map(z.to(self.device).float(), truncation, self.latent_avg)
 
 
-def generator_from(weights, lr_mlp=0.01):
+def generator_from(weights, lr_mlp=0.01, clamp=None):
     """Generator whose sizes are read off a rosinality-style state dict; noise maps that are absent are drawn (seed 0)."""
     D = weights["conv1.conv.modulation.weight"].shape[1]
     mlp = sorted({int(name.split(".")[1]) for name in weights if name.startswith("style.")})
@@ -352,17 +373,20 @@ def generator_from(weights, lr_mlp=0.01):
         k += 1
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        generator = Generator(4 * 2 ** k, D, Z, len(mlp), channels, lr_mlp)
+        generator = Generator(4 * 2 ** k, D, Z, len(mlp), channels, lr_mlp, clamp)
     wanted = generator.state_dict()
     absent = {name for name in wanted if name not in weights and not name.startswith("noises.")}
     if absent:
-        raise KeyError(sorted(absent)[0])
+        raise KeyError(f"{sorted(absent)[0]} is missing")
     generator.load_state_dict({**wanted, **{name: weights[name].float() for name in wanted if name in weights}})
     return generator
 
 
-def encoder_from(weights):
-    """GradualStyleEncoder whose sizes are read off a state dict with upstream's names."""
+def encoder_from(weights, kind="GradualStyleEncoder"):
+    """GradualStyleEncoder whose sizes are read off a state dict with upstream's names. kind: `encoder_type` of opts."""
+    if kind not in ("GradualStyleEncoder", "Encoder4Editing"):
+        raise InputError(f"the encoder is a {kind}, which gives no code per style row; use one that pSp trained as "
+                         f"GradualStyleEncoder or e4e as Encoder4Editing.")
     convs = [weights[f"body.{k}.res_layer.1.weight"] for k in range(sum("res_layer.1.weight" in n for n in weights))]
     widths, depths = [], []
     for out in (len(w) for w in convs):
@@ -372,67 +396,303 @@ def encoder_from(weights):
     L = len({name.split(".")[1] for name in weights if name.startswith("styles.")})
     D, head = weights["styles.0.linear.weight"].shape
     coarse = sum(name.startswith("styles.0.convs.") and name.endswith("weight") for name in weights)
-    encoder = GradualStyleEncoder(L, D, 16 * 2 ** coarse, depths, widths, head)
+    encoder = GradualStyleEncoder(L, D, 16 * 2 ** coarse, depths, widths, head, deltas=kind == "Encoder4Editing")
     encoder.load_state_dict({name: weights[name].float() for name in encoder.state_dict()})
     return encoder
 
 
-def load_image_model(name_or_path, encoder=None, device=None):
-    """Image model by name ("faces128") or path of a checkpoint, told apart by content; nothing in the file is executed.
+# Reading files without running what is in them ---------------------------------------------------------------------
 
-    Reads the pSp layout (`state_dict` with encoder.* and decoder.*, `latent_avg`, `opts`), which is also that of faces128
-    and of every model that pretrain/ makes, and rosinality's (`g_ema`, `latent_avg`).
-    encoder: path of a checkpoint whose encoder goes with a generator that has none. device: cpu when None.
-    Raises InputError with one sentence.
+class Pickled:
+    """An object of an NVIDIA pickle: the attributes it was saved with, never its class or source text."""
+    __slots__ = "class_name", "state"
+
+    def __init__(self, meta):
+        self.class_name, self.state = str(meta["class_name"]), dict(meta["state"])
+
+    def tensors(self, prefix=""):
+        """{dotted name: tensor} of all parameters and buffers below."""
+        found = {}
+        for group in ("_parameters", "_buffers"):
+            found.update({prefix + n: v for n, v in self.state.get(group, {}).items() if isinstance(v, torch.Tensor)})
+        for name, child in self.state.get("_modules", {}).items():
+            if isinstance(child, Pickled):
+                found.update(child.tensors(f"{prefix}{name}."))
+        return found
+
+    def child(self, name):
+        return self.state["_modules"][name]
+
+
+class NumpyType:
+    """numpy.dtype of a pickle: a letter and a byte order; only plain numbers."""
+    __slots__ = "code", "order"
+
+    def __init__(self, code, *_):
+        self.code, self.order = str(code), "="
+
+    def __setstate__(self, state):
+        self.order = "=" if state[1] == "|" else str(state[1])
+
+    def number(self, data):
+        if not re.fullmatch("[fiub][1248]", self.code) or self.order not in "<>=":
+            raise pickle.UnpicklingError(f"a number of type {self.code}")
+        return np.frombuffer(data, np.dtype(self.order + self.code))[0].item()
+
+
+def storage_from(data):
+    """Bytes of a torch storage -> storage. torch's own _load_from_bytes would unpickle them without restriction."""
+    storage = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    if not isinstance(storage, torch.storage.TypedStorage):
+        raise pickle.UnpicklingError("bytes that are no storage")
+    return storage
+
+
+def tensor_from(storage, offset, size, stride, *_):
+    """A tensor that lies inside its storage and is no larger than it."""
+    if not isinstance(storage, torch.storage.TypedStorage):
+        raise pickle.UnpicklingError("a tensor without a storage")
+    data, dtype = storage._untyped_storage, storage.dtype
+    if offset < 0 or (math.prod(size) + offset) * dtype.itemsize > data.nbytes():
+        raise pickle.UnpicklingError("a tensor larger than its storage")
+    return torch.empty(0, dtype=dtype).set_(data, offset, tuple(size), tuple(stride))
+
+
+class Callable:
+    """A function that a pickle may call, without attributes that a pickle could change."""
+    __slots__ = "function",
+
+    def __init__(self, function):
+        object.__setattr__(self, "function", function)
+
+    def __setattr__(self, name, value):
+        raise pickle.UnpicklingError(f"an attempt to change {name}")
+
+    def __call__(self, *args):
+        return self.function(*args)
+
+
+class PassiveUnpickler(pickle.Unpickler):
+    """Reads pickles of stylegan2-ada-pytorch. Every name in the file is looked up here and nowhere else."""
+
+    ALLOWED = {
+        ("collections", "OrderedDict"): collections.OrderedDict, ("builtins", "set"): set, ("__builtin__", "set"): set,
+        ("dnnlib.util", "EasyDict"): dict,
+        ("torch_utils.persistence", "_reconstruct_persistent_obj"): Callable(Pickled),
+        ("torch._utils", "_rebuild_parameter"): Callable(lambda tensor, *_: tensor),
+        ("torch._utils", "_rebuild_tensor_v2"): Callable(tensor_from),
+        ("torch.storage", "_load_from_bytes"): Callable(storage_from),
+        ("numpy", "dtype"): Callable(NumpyType),
+        ("numpy.core.multiarray", "scalar"): Callable(lambda dtype, data: dtype.number(data)),
+        ("numpy._core.multiarray", "scalar"): Callable(lambda dtype, data: dtype.number(data)),
+    }
+
+    def find_class(self, module, name):
+        if module.startswith("dnnlib.tflib"):
+            raise InputError("it is a TensorFlow pickle; convert it with legacy.py of stylegan2-ada-pytorch, or take the "
+                             "PyTorch file, https://nvlabs-fi-cdn.nvidia.com/stylegan2-ada-pytorch/pretrained/ffhq.pkl.")
+        if (module, name) not in self.ALLOWED:
+            raise pickle.UnpicklingError(f"{module}.{name}, which is no part of a network")
+        return self.ALLOWED[module, name]
+
+    def persistent_load(self, pid):
+        raise pickle.UnpicklingError("a persistent id, which is no part of a network")
+
+
+def sha256_of(path):
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+LEGACY = pickle.dumps(0x1950a86a20f9469cfc6c, 2)                                # how torch files before 1.6 begin
+
+
+def read_checkpoint(path):
+    """What a file holds, a dict, and the file's sha256. torch files and NVIDIA's pickles, told apart by their content."""
+    try:
+        sha256 = sha256_of(path)
+        with open(path, "rb") as file:
+            start = file.read(len(LEGACY))
+            file.seek(0)
+            if start[:4] == b"PK\3\4" or start == LEGACY:
+                # rosinality's training files hold their options as a Namespace, which is passive too
+                with torch.serialization.safe_globals([argparse.Namespace]):
+                    checkpoint = torch.load(file, map_location="cpu", weights_only=True)
+            else:
+                checkpoint = PassiveUnpickler(file).load()
+    except FileNotFoundError:
+        raise InputError(f"{path} does not exist; name an image model that does with --model.") from None
+    except InputError as error:
+        raise InputError(f"{path} cannot be used: {error}") from None
+    except Exception as error:                                                  # torch and pickle raise a dozen types
+        why = str(error).splitlines()[0][:100] if isinstance(error, pickle.UnpicklingError) and start[:1] == b"\x80" \
+            else type(error).__name__
+        raise InputError(f"{path} cannot be read as a torch checkpoint or NVIDIA pickle ({why}); it may be cut short or of "
+                         f"another format: get it again or name another file.") from None
+    if not isinstance(checkpoint, dict):
+        raise InputError(f"{path} holds no dict of weights; name an image model checkpoint with --model.")
+    return checkpoint, sha256
+
+
+def from_nvidia(G):
+    """G_ema of stylegan2-ada-pytorch -> weights under rosinality's names, latent_avg, lr_mlp, clamp."""
+    mapping, synthesis = G.child("mapping"), G.child("synthesis")
+    if "b4" not in synthesis.state["_modules"]:
+        raise InputError("it holds no StyleGAN2 (of StyleGAN3, perhaps); use a pickle of stylegan2-ada-pytorch.")
+    if G.state.get("c_dim") or mapping.state.get("c_dim"):
+        raise InputError("the generator is conditional (it needs class labels); use an unconditional one.")
+    blocks = {int(name[1:]): block for name, block in synthesis.state["_modules"].items() if name[1:].isdigit()}
+    for block in blocks.values():
+        if block.state.get("architecture", "skip") != "skip":
+            raise InputError(f"the generator's architecture is {block.state['architecture']}; only skip is supported.")
+    found, weights = {**mapping.tensors("mapping."), **synthesis.tensors()}, {}
+    clamps = {block.child("conv1").state.get("conv_clamp") for block in blocks.values()}
+    if len(clamps) > 1:
+        raise InputError("the layers have different conv_clamp; only one value for all is supported.")
+
+    def layer(source, target, k=None):
+        weights[f"{target}.conv.weight"] = found[f"{source}.weight"][None]
+        for part in ("weight", "bias"):
+            weights[f"{target}.conv.modulation.{part}"] = found[f"{source}.affine.{part}"]
+        if k is None:                                                           # to RGB
+            weights[f"{target}.bias"] = found[f"{source}.bias"].reshape(1, 3, 1, 1)
+            return
+        weights[f"{target}.activate.bias"] = found[f"{source}.bias"]
+        strength = found.get(f"{source}.noise_strength", torch.zeros(()))
+        weights[f"{target}.noise.weight"] = strength.reshape(1)
+        if f"{source}.noise_const" in found:
+            weights[f"noises.noise_{k}"] = found[f"{source}.noise_const"][None, None]
+
+    for k in range(sum(name.endswith(".weight") and name.startswith("mapping.fc") for name in found)):
+        for part in ("weight", "bias"):
+            weights[f"style.{k + 1}.{part}"] = found[f"mapping.fc{k}.{part}"]
+    weights["input.input"] = found["b4.const"][None]
+    layer("b4.conv1", "conv1", 0)
+    layer("b4.torgb", "to_rgb1")
+    for n, r in enumerate(sorted(blocks)[1:]):
+        layer(f"b{r}.conv0", f"convs.{2 * n}", 2 * n + 1)
+        layer(f"b{r}.conv1", f"convs.{2 * n + 1}", 2 * n + 2)
+        layer(f"b{r}.torgb", f"to_rgbs.{n}")
+        weights[f"convs.{2 * n}.conv.blur.kernel"] = weights[f"to_rgbs.{n}.upsample.kernel"] = fir_kernel(4.0)
+        for name in (f"b{r}.resample_filter", f"b{r}.conv0.resample_filter"):
+            if name in found and not torch.allclose(4 * found[name].float(), fir_kernel(4.0)):
+                raise InputError("the generator resamples with another filter than [1, 3, 3, 1]; that is not supported.")
+    lr_mlp = mapping.child("fc0").state.get("bias_gain", 0.01)
+    return weights, found["mapping.w_avg"], float(lr_mlp), clamps.pop()
+
+
+def encoder_of(checkpoint):
+    """Encoder of a pSp or e4e file, None where there is none, and whether its output is added to latent_avg."""
+    opts, parts = checkpoint.get("opts") or {}, checkpoint.get("state_dict") or {}
+    weights = {n[len("encoder."):]: v for n, v in parts.items() if n.startswith("encoder.")}
+    e = encoder_from(weights, opts.get("encoder_type", "GradualStyleEncoder")) if weights else None
+    return e, bool(opts.get("start_from_latent_avg", True))
+
+
+def cache_folder():
+    """Where fetched models are kept: $STYLEVIDEOGAN_CACHE, or else where the platform keeps such things."""
+    if os.environ.get("STYLEVIDEOGAN_CACHE"):
+        return Path(os.environ["STYLEVIDEOGAN_CACHE"])
+    if sys.platform == "win32":
+        return Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local") / "stylevideogan"
+    if sys.platform == "darwin":
+        return Path.home() / "Library" / "Caches" / "stylevideogan"
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "stylevideogan"
+
+
+def fetch(file, url, sha256=None):
+    """Path of an official file in the cache folder, fetched at first use, and the sha256 that it must have.
+
+    A download that was cut off goes on where it stopped. Where no sha256 is published, that of the first download is
+    printed, written beside the file, and demanded from then on. Raises InputError with what to do by hand.
     """
-    name, path = str(name_or_path), Path(name_or_path)
+    path = cache_folder() / file
+    part, pin = path.with_name(f"{file}.part"), path.with_name(f"{file}.sha256")
+    try:
+        if not path.exists():
+            try:
+                import gdown                                                    # only here: the rest needs torch and numpy
+            except ImportError:
+                raise OSError("the package gdown is not installed") from None
+            print(f"Fetching {file} from {url} to {path.parent}, once; research use only.", file=sys.stderr)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            gdown.download(url, str(part), resume=True)
+            found = sha256_of(part)
+            if found != (sha256 or found):
+                part.unlink()
+                raise OSError(f"what came has sha256 {found}, not {sha256}")
+            pin.write_text(found + "\n")
+            os.replace(part, path)
+            print(f"{path} has sha256 {found}" + ("." if sha256 else "; no published one to compare it with, so it is "
+                                                  "this one that is demanded from now on."), file=sys.stderr)
+        return path, sha256 or (pin.read_text().strip() if pin.exists() else None)
+    except Exception as error:                                                  # gdown and requests raise many types
+        raise InputError(f"{file} could not be fetched ({' '.join(str(error).split())[:200]}); download it from {url} and "
+                         f"put it at {path}, or name a file with --model.") from None
+
+
+def load_image_model(name_or_path, encoder=None, device=None):
+    """Image model by name ("faces128", "ffhq", "ffhq-e4e") or path of a checkpoint; nothing in the file is executed.
+
+    Told apart by content: pSp and e4e (`state_dict` with encoder.* and decoder.*, `latent_avg`, `opts`; the layout of
+    faces128 and of all that pretrain/ makes), rosinality (`g_ema`, `latent_avg`), stylegan2-ada-pytorch pickles (`G_ema`).
+    encoder: path of a pSp or e4e file whose encoder, with the average that it was trained with, goes with the generator.
+    device: cpu when None. Raises InputError with one sentence.
+    """
+    name, path, wanted = str(name_or_path), Path(name_or_path), None
     if name in OFFICIAL and not path.exists():
-        file, url = OFFICIAL[name]
-        raise InputError(f"{name} is not fetched automatically yet: download {file} from {url} and pass --model {file}.")
+        path, wanted = fetch(*OFFICIAL[name])
     if name == "faces128" and not path.exists():
         path = ASSETS / "faces128.pt"
     checkpoint, sha256 = read_checkpoint(path)
+    if sha256 != (wanted or sha256):
+        raise InputError(f"{path} has sha256 {sha256}, not {wanted}; delete it, and it is fetched again.")
     opts = checkpoint.get("opts") or {}
+    latent_avg, lr_mlp, clamp, e, from_average = checkpoint.get("latent_avg"), opts.get("lr_mlp", 0.01), None, None, True
     try:
         if "state_dict" in checkpoint:
             parts = checkpoint["state_dict"]
             weights = {n[len("decoder."):]: v for n, v in parts.items() if n.startswith("decoder.")}
-            encoder_weights = {n[len("encoder."):]: v for n, v in parts.items() if n.startswith("encoder.")}
+            e, from_average = encoder_of(checkpoint) if encoder is None else (None, True)
+        elif "g_ema" in checkpoint:
+            weights = checkpoint["g_ema"]
         else:
-            weights, encoder_weights = checkpoint["g_ema"], {}
-        generator = generator_from(weights, opts.get("lr_mlp", 0.01))
-        if encoder is not None:
-            other = read_checkpoint(Path(encoder))[0]["state_dict"]
-            encoder_weights = {n[len("encoder."):]: v for n, v in other.items() if n.startswith("encoder.")}
-        e = encoder_from(encoder_weights) if encoder_weights else None
-    except (KeyError, RuntimeError, ValueError, AttributeError, TypeError) as error:
-        raise InputError(f"{path} is not a pSp or rosinality StyleGAN2 checkpoint ({error}); "
+            weights, latent_avg, lr_mlp, clamp = from_nvidia(checkpoint["G_ema"])
+        generator = generator_from(weights, lr_mlp, clamp)
+        if latent_avg is None and generator.n_mlp:                              # estimated, as upstream does
+            z = torch.from_numpy(np.random.RandomState(0).standard_normal((10000, generator.Z))).float()
+            latent_avg = generator.style(z).mean(0).detach()
+        if latent_avg is None:
+            latent_avg = torch.zeros(generator.D)
+    except InputError as error:
+        raise InputError(f"{path} cannot be used: {error}") from None
+    except (KeyError, IndexError, RuntimeError, ValueError, AttributeError, TypeError) as error:
+        raise InputError(f"{path} is not a pSp, e4e, rosinality or NVIDIA StyleGAN2 checkpoint ({str(error).splitlines()[0]}); "
                          f"name one with --model, or use --model faces128.") from None
-    if e is not None and (e.L, e.D) != (generator.L, generator.D):
-        raise InputError(f"{path}: the encoder gives {e.L} x {e.D} codes, the generator takes {generator.L} x "
-                         f"{generator.D}; use files that belong together.")
-    latent_avg = checkpoint.get("latent_avg")
-    if latent_avg is None:                                                      # as rosinality estimates it when absent
-        z = torch.from_numpy(np.random.RandomState(0).standard_normal((10000, generator.Z))).float()
-        latent_avg = generator.style(z).mean(0).detach()
-    return ImageModel(generator, e, latent_avg, opts.get("name") or path.stem, sha256, device or "cpu")
-
-
-def read_checkpoint(path):
-    """Plain dict in a torch file and the file's sha256; refuses anything that would need code to be run."""
-    try:
-        with open(path, "rb") as file:
-            sha256 = hashlib.file_digest(file, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else \
-                hashlib.sha256(file.read()).hexdigest()                         # Python 3.10 has no file_digest
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise InputError(f"{path} does not exist; name an image model that does with --model.") from None
-    except Exception as error:                                                  # torch raises a dozen types here
-        raise InputError(f"{path} cannot be read as a torch checkpoint ({type(error).__name__}); it may be cut short "
-                         f"or of another format: get it again or name another file.") from None
-    if not isinstance(checkpoint, dict):
-        raise InputError(f"{path} holds no dict of weights; name an image model checkpoint with --model.")
-    return checkpoint, sha256
+    model = ImageModel(generator, None, latent_avg, opts.get("name") or path.stem, sha256, device or "cpu")
+    if encoder is not None:
+        path = Path(encoder)
+        other = read_checkpoint(path)[0]
+        try:
+            e, from_average = encoder_of(other)
+            start = other.get("latent_avg")
+        except InputError as error:
+            raise InputError(f"{path} cannot be used: {error}") from None
+        except (KeyError, IndexError, RuntimeError, ValueError, AttributeError, TypeError):
+            e = None
+        if e is None:
+            raise InputError(f"{path} is not a pSp or e4e file with an encoder; name one with --encoder.")
+    if e is not None:
+        if (e.L, e.D) != (model.L, model.D):
+            raise InputError(f"{path}: the encoder gives {e.L} x {e.D} codes ({2 ** (e.L // 2 + 1)} px), the generator takes "
+                             f"{model.L} x {model.D} ({model.size} px); use files that belong together.")
+        model.encoder = e.eval().requires_grad_(False).to(model.device)
+        start = model.latent_avg if encoder is None or start is None else start.float()
+        model.start = (start if from_average else torch.zeros(model.D)).expand(model.L, model.D).to(model.device)
+    return model
 
 
 # ------------------------------------------------------------------------------------------------------------------

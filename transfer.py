@@ -146,13 +146,13 @@ def parse_seeds(words):
 # Pictures and video
 # ------------------------------------------------------------------------------------------------------------------
 
-def render(model, codes, batch, apply=map):
+def render(model, codes, batch, apply=map, dtype=torch.float32, noise="const"):
     """W+ codes (B, L, D) -> (B, size, size, 3) uint8 RGB, `batch` at once; floor(127.5 v + 128) as StyleGAN's code.
 
-    apply: map, or that of a pool of threads, which renders several batches side by side.
+    apply: map, or that of a pool of threads, which renders several batches side by side. dtype, noise: ImageModel.render's.
     """
     def pictures(part):                                                         # (b, L, D) -> (b, size, size, 3)
-        return (model.render(part) * 127.5 + 128).clamp(0, 255).byte().permute(0, 2, 3, 1).cpu()
+        return (model.render(part, dtype, noise) * 127.5 + 128).clamp(0, 255).byte().permute(0, 2, 3, 1).cpu()
 
     return torch.cat(list(apply(pictures, codes.split(batch)))).numpy()
 
@@ -289,6 +289,12 @@ def main(args):
                              f"{other['sha256'][:12]}...), not of {model.name} ({model.sha256[:12]}...); "
                              f"name the right one with --model.")
 
+    painter = model if args.generator is None else load_image_model(args.generator, device=device)
+    if (painter.L, painter.D) != (model.L, model.D):
+        raise InputError(f"{args.generator} takes codes of {painter.L} x {painter.D}, those of {model.name} are {model.L} x "
+                         f"{model.D}; name a generator of the same latent space with --generator.")
+    precision = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[args.precision]
+
     # Actors
     if not photos and not seeds:
         photos = ["none"] * (not model.has_actors)
@@ -313,11 +319,11 @@ def main(args):
         file = spool
     cells = N * len(new)
     columns = len(new) if N > 1 and len(new) > 1 else math.ceil(math.sqrt(cells))
-    batch = args.batch or max(1, min(32, PIXELS.get(device.type, PIXELS["cuda"]) // model.size ** 2))
+    batch = args.batch or max(1, min(32, PIXELS.get(device.type, PIXELS["cuda"]) // painter.size ** 2))
     ahead = max(1, batch * workers * (4 if workers > 1 else 1) // cells)        # frames read at a time
     fps = sidecar.get("fps", motion["fps"]) if args.fps is None else args.fps
     many = f" of {N} trajectories" * (N > 1)
-    print(f"transfer.py: image model {model.name}, {T} frames{many} at {float(fps):g} fps, performed by "
+    print(f"transfer.py: image model {painter.name}, {T} frames{many} at {float(fps):g} fps, performed by "
           f"{', '.join(labels)}.", file=sys.stderr)
 
     delta = None
@@ -329,7 +335,7 @@ def main(args):
                 delta = torch.stack([offset(a, pca, w_0, args.naive) for w_0 in w[:, 0] for a in new])
                 delta = delta.reshape(N, -1, 1, L, D)
             shifted = w[:, None] + delta                                        # (N, A, K, L, D)
-            frames = render(model, shifted.reshape(-1, L, D), batch, pool.map)  # (N A K, size, size, 3)
+            frames = render(painter, shifted.reshape(-1, L, D), batch, pool.map, precision, args.noise)
             frames = frames.reshape(cells, -1, *frames.shape[1:])               # (N A, K, size, size, 3)
             for k in range(frames.shape[1]):
                 video.write(grid(frames[:, k], columns))
@@ -367,6 +373,12 @@ if __name__ == "__main__":
     image.add_argument("--model", help="faces128, ffhq, ffhq-e4e or the path of a checkpoint; when not given the one "
                        "recorded in the motion model")
     image.add_argument("--encoder", metavar="FILE", help="checkpoint of an encoder, for a model that has none")
+    image.add_argument("--generator", metavar="FILE", help="checkpoint that renders the codes instead: the same network "
+                       "fine-tuned or stylised")
+    image.add_argument("--noise", choices=("const", "none"), default="const", help="StyleGAN's noise maps: the stored ones, "
+                       "or none")
+    image.add_argument("--precision", choices=("fp32", "fp16", "bf16"), default="fp32", help="of the feature maps; half is "
+                       "for CUDA")
     image.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
     image.add_argument("--batch", type=int, help="pictures rendered at once; when not given, by their size")
     video = parser.add_argument_group("video")
