@@ -1,7 +1,7 @@
 """Train an image model (StyleGAN2 generator + pSp encoder) on drawn faces, or on the frames of your own video.
 
     python -m pretrain.image_model faces -o assets/faces128.pt --steps 9000 --every 500 --pool 30000 --precision bf16
-    python -m pretrain.image_model video.mp4 -o own.pt --steps 4000            # then: python embed.py video.mp4 --model own.pt
+    python -m pretrain.image_model video.mp4 -o own.pt --steps 2500 --precision bf16   # then: python embed.py video.mp4 --model own.pt
 
 Drawn faces: pretrain/faces.py turns z into a picture, so the generator is distilled with the true picture as target,
 G(M(z)) = draw(params(z)), and the encoder learns to invert it. Such a model has any number of actors.
