@@ -570,7 +570,8 @@ def main(args):
                 losses = []
                 for critic, group in zip(C, groups):
                     frames, where = index[group].unique(return_inverse=True)
-                    p_real = first_layer(critic, codes[frames.to(device)])[where.to(device)]            # (b, T, width)
+                    # embedding(), as the backward pass of p[where] adds in any order when there are several threads
+                    p_real = F.embedding(where.to(device), first_layer(critic, codes[frames.to(device)]))   # (b, T, width)
                     losses.append(critic_loss(critic, p_real, first_layer(critic, w[group].detach()), u[group]))
                 loss_C, gp = (sum(loss) / len(losses) for loss in zip(*losses))
                 optimiser_C.zero_grad()
