@@ -1241,8 +1241,8 @@ def test_descriptor_tells_people_apart():
 def test_embed_options_are_checked_before_any_work(tmp_path):
     video = write_video(tmp_path / "v.mp4", moving_square(3))
     (tmp_path / "folder.npy").mkdir()
-    good = dict(video=[str(video)], output=str(tmp_path / "x.npy"), preview=None, model="faces128", device="cpu", batch=4,
-                align="none", fps=None)
+    good = dict(video=[str(video)], output=str(tmp_path / "x.npy"), preview=None, model="faces128", encoder=None, device="cpu",
+                batch=4, align="none", fps=None)
     for change, words in ((dict(output="x.txt"), "x.txt does not end in .npy"), (dict(preview="x.jpg"), "x.jpg"),
                           (dict(fps=0), "--fps 0"), (dict(batch=0), "--batch 0"), (dict(device="abacus"), "abacus"),
                           (dict(output=str(tmp_path / "folder.npy")), "folder.npy cannot be written"),
@@ -1822,7 +1822,7 @@ def test_interrupt_leaves_nothing(toy, tmp_path):
 def perform(trajectory, output, motion, **options):
     """transfer.py's main within this process."""
     options = {"seed": None, "actor": None, "model": None, "encoder": None, "truncation": 1.0, "naive": False, "device": "cpu",
-               "batch": None, "fps": None, "crf": 0, **options}
+               "batch": None, "fps": None, "crf": 0, "generator": None, "noise": "const", "precision": "fp32", **options}
     transfer.main(argparse.Namespace(trajectory=trajectory and str(trajectory), output=str(output), motion=motion, **options))
 
 
@@ -1864,6 +1864,34 @@ def test_actors_grids_and_rates(toy, tmp_path):
         assert container.streams.video[0].average_rate == Fraction(25, 2)
     (tmp_path / "one.json").write_text('{"fps": 12.5, "model": {"name": "other", "sha256": "%s"}}' % ("0" * 64))
     refused(command("transfer.py", "one.npy", "--motion", toy / "motion.pt", cwd=tmp_path), "other", "image", "--model")
+
+
+def test_another_generator_renders_the_same_codes(toy, tmp_path):
+    """--generator: codes and actors of the one, pictures of the other; --noise none leaves the noise maps out."""
+    np.save(tmp_path / "w.npy", np.random.RandomState(0).standard_normal((3, L, D)).astype(np.float32))
+    checkpoint = torch.load(toy / "image.pt", weights_only=True)
+    checkpoint["state_dict"]["decoder.to_rgb1.bias"] += 0.5
+    for name, value in checkpoint["state_dict"].items():
+        if name.startswith("decoder.") and name.endswith("noise.weight"):
+            value += 0.5
+    torch.save(checkpoint, tmp_path / "brighter.pt")
+    other, w = models.load_image_model(tmp_path / "brighter.pt"), torch.from_numpy(np.load(tmp_path / "w.npy"))
+    for noise in ("const", "none"):
+        perform(tmp_path / "w.npy", tmp_path / "v.mp4", toy / "motion.pt", actor=["none"], generator=tmp_path / "brighter.pt",
+                noise=noise)
+        wanted = transfer.render(other, w, 8, noise=noise)
+        with transfer.VideoWriter(tmp_path / "direct.mp4", 25, crf=0) as writer:
+            for frame in wanted:
+                writer.write(frame)
+        assert np.abs(decoded(tmp_path / "v.mp4").astype(int) - decoded(tmp_path / "direct.mp4")).max() <= 2
+    assert np.abs(transfer.render(other, w, 8).astype(int) - wanted).mean() > 5
+    assert np.abs(transfer.render(models.load_image_model(toy / "image.pt"), w, 8).astype(int) -
+                  transfer.render(other, w, 8)).mean() > 5
+    half = transfer.render(other, w, 8, dtype=torch.float16).astype(int)
+    assert 0 < np.abs(half - transfer.render(other, w, 8)).max() < 8
+    torch.save({"g_ema": models.Generator(16, D, 10, 2, {4: 6, 8: 6, 16: 6}).state_dict()}, tmp_path / "small.pt")
+    with pytest.raises(InputError, match="small.pt takes codes of 6 x"):
+        perform(tmp_path / "w.npy", tmp_path / "v.mp4", toy / "motion.pt", generator=tmp_path / "small.pt")
 
 
 def test_own_model_has_no_other_actors(toy, tmp_path, capsys):
