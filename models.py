@@ -85,7 +85,8 @@ class ModulatedConv2d(nn.Module):
     """Convolution whose input channels are scaled by a style, output optionally demodulated (sec. 2.2 of StyleGAN2).
 
     Scaling the activations before and after one shared convolution equals scaling the weights of each sample, and needs
-    no grouped convolution: y = demod * conv(style * x).
+    no grouped convolution: y = demod * conv(style * x). A picture alone has its weights scaled: those are smaller than its
+    feature maps. Channels last, as CPUs and tensor cores compute convolutions.
     """
 
     def __init__(self, c_in, c_out, kernel, D, demodulate=True, up=False):
@@ -97,19 +98,27 @@ class ModulatedConv2d(nn.Module):
             self.blur = nn.Module()
             self.blur.register_buffer("kernel", fir_kernel(4.0))   # gain 4 makes up for the zeros between the pixels
 
-    def forward(self, x, w):                                                    # (B, c_in, h, w), (B, D)
+    def forward(self, x, w, gain=1.0):
+        """(B, c_in, h, w), (B, D) -> (B, c_out, h, w), twice the side if up; gain: factor of a demodulated output."""
         style = self.modulation(w)                                              # (B, c_in)
         weight = self.weight[0] * self.scale                                    # (c_out, c_in, k, k)
+        demod = None
         if self.demodulate:
             style = style / style.abs().amax(1, keepdim=True).clamp_min(1e-8)   # cancels below; keeps fp16 in range
-            demod = torch.rsqrt(style.square() @ weight.square().sum((2, 3)).T + 1e-8)     # (B, c_out)
-        x, weight = x * style[:, :, None, None].to(x.dtype), weight.to(x.dtype)
+            demod = gain * torch.rsqrt(style.square() @ weight.square().sum((2, 3)).T + 1e-8)      # (B, c_out)
+        if len(x) == 1:
+            weight = weight * style[0, :, None, None]
+            weight = weight if demod is None else weight * demod[0, :, None, None, None]
+        else:
+            x = x * style[:, :, None, None].to(x.dtype)
+        weight = weight.to(x.dtype)
         if self.up:
-            x = F.conv_transpose2d(x, weight.transpose(0, 1), stride=2)         # (B, c_out, 2h + 1, 2w + 1)
+            weight = weight.transpose(0, 1).contiguous(memory_format=torch.channels_last)
+            x = F.conv_transpose2d(x, weight, stride=2)                         # (B, c_out, 2h + 1, 2w + 1)
             x = depthwise(x, self.blur.kernel)                                  # (B, c_out, 2h, 2w)
         else:
-            x = F.conv2d(x, weight, padding=weight.shape[-1] // 2)
-        return x * demod[:, :, None, None].to(x.dtype) if self.demodulate else x
+            x = F.conv2d(x, weight.contiguous(memory_format=torch.channels_last), padding=weight.shape[-1] // 2)
+        return x if demod is None or len(x) == 1 else x * demod[:, :, None, None].to(x.dtype)
 
 
 class StyledConv(nn.Module):
@@ -125,10 +134,11 @@ class StyledConv(nn.Module):
         self.activate.bias = nn.Parameter(torch.zeros(c_out))
 
     def forward(self, x, w, noise):
-        x = self.conv(x, w)
+        # The activation's gain goes before it: sqrt(2) f(x) = f(sqrt(2) x). In place, as fresh memory costs more than sums
+        x = self.conv(x, w, gain=SQRT2).add_((SQRT2 * self.activate.bias)[:, None, None].to(x.dtype))
         if noise is not None:
-            x = x + (self.noise.weight * noise).to(x.dtype)
-        x = F.leaky_relu(x + self.activate.bias[:, None, None].to(x.dtype), 0.2) * SQRT2
+            x.add_((SQRT2 * self.noise.weight * noise).to(x.dtype))
+        x = F.leaky_relu_(x, 0.2)
         return x if self.clamp is None else x.clamp(-self.clamp, self.clamp)
 
 
@@ -198,6 +208,7 @@ class Generator(nn.Module):
         """
         noise = [getattr(self.noises, f"noise_{k}") if noise == "const" else None for k in range(self.L - 1)]
         x = self.input.input.to(dtype).expand(len(w), -1, -1, -1)               # (B, C, 4, 4)
+        x = x.contiguous(memory_format=torch.channels_last)
         x = self.conv1(x, w[:, 0], noise[0])
         rgb = self.to_rgb1(x, w[:, 1], None)
         for k, to_rgb in enumerate(self.to_rgbs):

@@ -223,8 +223,9 @@ def plain_render(g, w):
 def test_fast_rendering_equals_the_plain_one():
     g = fill(models.Generator(64, 32, 16, 2, {4: 24, 8: 24, 16: 16, 32: 12, 64: 8}))
     w = torch.randn(3, g.L, 32, generator=torch.Generator().manual_seed(0))
-    ours, plain = g(w), plain_render(g, w)
-    assert (ours - plain).abs().max() < 1e-5 * plain.std()
+    plain = plain_render(g, w)
+    for ours in (g(w), torch.cat([g(part) for part in w.split(1)])):            # one picture alone takes a way of its own
+        assert (ours - plain).abs().max() < 1e-5 * plain.std()
 
 
 def small_checkpoint():
