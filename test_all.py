@@ -1458,6 +1458,21 @@ def test_several_videos_are_one_training_set(codes, tmp_path):
         train.load_training_set([tmp_path / "still.npy"], 6)
 
 
+def test_the_best_state_is_kept_beside_the_last(codes, tmp_path):
+    def go(name, steps):
+        result = run("train.py", codes, "-o", tmp_path / f"{name}.pt", "--steps", steps, "--report-every", 1, "--lr", 0.05, *SMALL)
+        assert result.returncode == 0, result.stderr.decode()
+
+    go("m", 6)
+    with open(tmp_path / "m.csv", newline="") as file:
+        sums = {int(r["step"]): float(r["short_percent"]) + float(r["long_percent"]) for r in train.csv.DictReader(file)}
+    wanted = min(sums, key=sums.get)
+    go("again", wanted)
+    best, last, again = (torch.load(tmp_path / name, weights_only=True) for name in ("m.best.pt", "m.pt", "again.pt"))
+    assert best["step"] == wanted != last["step"] == 6
+    assert all(torch.equal(best["generator"][n], again["generator"][n]) for n in again["generator"])
+
+
 def test_looking_does_not_change_the_training(codes, tmp_path):
     """Reports and saves at every step, or only at the end: the same weights."""
     for name, every in (("often", 1), ("once", 100)):
