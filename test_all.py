@@ -1547,7 +1547,7 @@ def test_later_windows_have_a_critic_of_their_own(codes, tmp_path):
     assert any(not torch.equal(paper["G"][n], ours["G"][n]) for n in paper["G"])
     lr = [paper[o]["param_groups"][0]["lr"] for o in ("optimiser_G", "optimiser_C")]
     per_epoch = math.ceil(len(train.window_starts([(0, 50), (50, 90)], 6)) / 8)
-    assert lr == [pytest.approx(0.001 * 0.5 ** (2 / (200 * per_epoch)))] * 2    # halved every 200 epochs
+    assert lr == [pytest.approx(0.001 * 0.5 ** (2 / (100 * per_epoch)))] * 2    # halved every 100 epochs
 
 
 def test_only_the_generator_learns_from_the_generator_step():
