@@ -27,7 +27,7 @@ import embed
 import train
 from models import InputError, load_image_model
 from sample import load_motion, pick_device, sample
-from transfer import offset, random_actor, render
+from transfer import offset, pictures_at_once, random_actor, render
 
 LOOP_FRAMES = 1500      # length of the samples that are searched for loops: the paper's longest example (sec. 4)
 LOOP_SAMPLES = 8        # ours
@@ -36,7 +36,7 @@ LOOP_LAG = 25           # ours: shortest lag in frames that counts as a repetiti
 LOOPS = 0.3             # ours: a sample loops when it returns to itself, at its best lag, to within this share of the distance
 #                         of two random frames. Exact repetition scores 0, independent frames 1
 MEASURES = ("mouth_opening", "eye_opening", "yaw")
-RENDER = 32             # pictures rendered at once
+CROPS = 32              # crops of the source held at a time
 
 
 # ------------------------------------------------------------------------------------------------------------------
@@ -131,14 +131,14 @@ def actor_table(model, meta, w, actors, every):
     """One sampled trajectory w (T, L, D) performed by the training actor and by `actors` random ones (seeds 0, 1, ...),
     with the offset trick and naively: per actor the correlation of each measure with the training actor's, and ACD."""
     pca = {k: meta["pca"][k].to(model.device).float() for k in ("mean", "basis")}
-    w = w.to(model.device)
-    own, own_descriptors = measure(render(model, w, RENDER), every)
+    w, batch = w.to(model.device), pictures_at_once(model)
+    own, own_descriptors = measure(render(model, w, batch), every)
     rows = {"offset": [], "naive": []}
     identities = []
     for seed in tqdm(range(actors), desc="actors", unit="actor"):
         w_new = random_actor(model, seed)
         for name in rows:
-            values, descriptors = measure(render(model, w + offset(w_new, pca, w[0], name == "naive"), RENDER), every)
+            values, descriptors = measure(render(model, w + offset(w_new, pca, w[0], name == "naive"), batch), every)
             rows[name].append({"seed": seed, **dict(zip(MEASURES, correlation(values, own))), "acd": acd(descriptors),
                                "found": float(np.isfinite(values).all(1).mean())})
             if name == "offset" and len(descriptors):
@@ -168,9 +168,9 @@ def reconstruction_table(model, codes, latents, video):
     trackers, batch, done = (embed.FaceTracker(), embed.FaceTracker()), [], 0
     for crop in tqdm(crops, desc="reconstruction", unit="frame", total=len(codes), mininterval=0.5):
         batch.append(crop)
-        if len(batch) < RENDER and done + len(batch) < len(codes):
+        if len(batch) < CROPS and done + len(batch) < len(codes):
             continue
-        pictures = render(model, torch.from_numpy(codes[done:done + len(batch)]).to(model.device), RENDER)
+        pictures = render(model, torch.from_numpy(codes[done:done + len(batch)]).to(model.device), pictures_at_once(model))
         for pair in zip(batch, pictures):
             values.append(embed.psnr(*pair))
             for tracker, frame, kept in zip(trackers, pair, found):

@@ -146,6 +146,11 @@ def parse_seeds(words):
 # Pictures and video
 # ------------------------------------------------------------------------------------------------------------------
 
+def pictures_at_once(model):
+    """1 to 32, as PIXELS and the model's size allow."""
+    return max(1, min(32, PIXELS.get(model.device.type, PIXELS["cuda"]) // model.size ** 2))
+
+
 def render(model, codes, batch, apply=map, dtype=torch.float32, noise="const"):
     """W+ codes (B, L, D) -> (B, size, size, 3) uint8 RGB, `batch` at once; floor(127.5 v + 128) as StyleGAN's code.
 
@@ -319,7 +324,7 @@ def main(args):
         file = spool
     cells = N * len(new)
     columns = len(new) if N > 1 and len(new) > 1 else math.ceil(math.sqrt(cells))
-    batch = args.batch or max(1, min(32, PIXELS.get(device.type, PIXELS["cuda"]) // painter.size ** 2))
+    batch = args.batch or pictures_at_once(painter)
     ahead = max(1, batch * workers * (4 if workers > 1 else 1) // cells)        # frames read at a time
     fps = sidecar.get("fps", motion["fps"]) if args.fps is None else args.fps
     many = f" of {N} trajectories" * (N > 1)
