@@ -1314,8 +1314,8 @@ def test_reestimated_batchnorm_fits_the_weights():
     with torch.no_grad():
         for p in G.parameters():
             p.mul_(1.5)                                                         # weights that the statistics have not seen
-    train.reestimate_batchnorm(G, 10, 64, torch.Generator().manual_seed(1))
-    i, s = torch.randn(256, 32), torch.randn(256, 9, 32)
+    train.reestimate_batchnorm(G, 10, 256, torch.Generator().manual_seed(1))    # 4096 trajectories: their frames are alike
+    i, s = torch.randn(4096, 32), torch.randn(4096, 9, 32)
     with torch.no_grad():
         w = G(i, s).flatten(0, 1)
     bias, weight = G.rows_norm.bias.reshape(3, 8), G.rows_norm.weight.reshape(3, 8)
