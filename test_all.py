@@ -1864,7 +1864,10 @@ def test_actors_grids_and_rates(toy, tmp_path):
     assert np.abs(sheet[:, :30, :30] - solo[:, :30, :30]).mean() < 3            # training actor first
     with av.open(str(tmp_path / "v.mp4")) as container:
         assert container.streams.video[0].average_rate == Fraction(30000, 1001)
-    assert np.array_equal(video("one.npy", actor=["none"], seed=["1-3"], batch=1), sheet)
+    # One picture at a time is the same but for rounding: models.py then scales weights instead of feature maps
+    single = video("one.npy", actor=["none"], seed=["1-3"], batch=1).astype(int)
+    assert np.abs(single - sheet).max() <= 2 and (single != sheet).mean() < 0.01
+    assert np.array_equal(video("one.npy", actor=["none"], seed=["1-3"], batch=1), single)
     two = video("two.npy", actor=["none"], seed=["1"])
     assert two.shape == (6, 64, 64, 3)                                          # rows: trajectories, columns: actors
     assert np.abs(two[:, :30, :30] - solo[:, :30, :30]).mean() < 3
