@@ -713,7 +713,7 @@ def embed(args, parts, target, sheet_path, model):
         write(parts, target, codes.float().cpu().numpy().astype("<f4").tobytes())
         for k in range(len(batch)):
             if done + k in rendered:
-                picture = to_pictures(model.render(codes[k:k + 1]))[0]          # one by one: at 1024 px each takes 300 MB
+                picture = to_pictures(model.render(codes[k:k + 1]))[0]          # one by one: at 1024 px each takes 0.3 GB
                 scores.append(psnr(batch[k], picture))
                 frames[done + k]["psnr"] = round(scores[-1], 2)
                 if done + k in shown:

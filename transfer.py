@@ -31,8 +31,8 @@ from sample import load_motion, pick_device
 
 SEED = 7  # ours: the actor when none is named, README's example
 CRF = 17  # ours: x264's quality, 0 lossless .. 51 worst; at 17 the codec does not show beside the generator
-# Pixels rendered at once. Ours: four pictures of 128 px stay in a core's cache (167 frames/s; 32 at once: 58), four of
-# 1024 px fill a graphics card with about 2 GB of activations
+# Pixels rendered at once. Ours: four pictures of 128 px stay in a core's cache (144 frames/s; 1 at once 116, 32 at once 93),
+# four of 1024 px fill a graphics card with about 2 GB of activations
 PIXELS = {"cpu": 2 ** 16, "cuda": 2 ** 22}
 WORKERS = 8  # ours: cores that render, each its own pictures, at most; bounds the memory at 1024 px
 FORMATS = {".mp4": "mp4", ".mov": "mov", ".mkv": "matroska"}
@@ -278,7 +278,6 @@ def main(args):
 
     device = pick_device(args.device)
     # On the CPU every core renders pictures of its own: small convolutions split among cores mostly wait for each other
-    # (two cores, both busy with other work as well: 182 frames/s against 85)
     workers = min(WORKERS, torch.get_num_threads()) if device.type == "cpu" else 1
     torch.set_num_threads(1)
 
