@@ -733,11 +733,14 @@ class MotionGenerator(nn.Module):
         # H. The hidden widths are open; ours: that of the output, 3 x 32, so that no layer is a bottleneck
         self.hallucinate = nn.Sequential(*mlp([noise] + 4 * [3 * noise]), nn.BatchNorm1d(3 * noise))
         self.produce = nn.GRU(noise, noise, num_layers=4, batch_first=True)                     # P
-        # Open in the paper; ours: update gates start at sigmoid(2) = 0.88, a memory of 8 frames instead of 2, as a head has.
-        # One critic step, 1,000 generator steps: short and long distance 28 and 35 % of frozen frames instead of 39 and 43 %
+        # Open in the paper; ours: the noise must get through all four cells within a window. With nn.GRU's own start it dies out
+        # (standard deviation of l 0.01 after 100 frames, of l_24 1 % due to s); with five times the weights into the memory
+        # and update gates at 0.73, 0.73, 0.88, 0.88 these are 0.53 and 73 %, and l moves about as fast as a head turns
         with torch.no_grad():
-            for k in range(4):
-                getattr(self.produce, f"bias_ih_l{k}")[noise:2 * noise] += 2.0                  # gates: reset, update, new
+            self.hallucinate[-1].weight.fill_(0.5)                              # what the memory's standard deviation then is
+            for k, gate in enumerate((1.0, 1.0, 2.0, 2.0)):                     # rows of nn.GRU: reset, update, new memory
+                getattr(self.produce, f"weight_ih_l{k}")[2 * noise:] *= 5.0
+                getattr(self.produce, f"bias_ih_l{k}")[noise:2 * noise] += gate
         self.translate_in = nn.Sequential(nn.BatchNorm1d(noise), nn.Linear(noise, width), PixelNorm(),
                                           *mlp(5 * [width]), nn.BatchNorm1d(width), nn.Linear(width, width))
         # 18 parallel (linear + LeakyReLU + BatchNorm), computed as one linear layer of L D outputs
@@ -813,13 +816,14 @@ class MotionCritic(nn.Module):
         return self.judge(e.transpose(1, 2)).reshape(B)                         # (B, 32, T) -> (B, 1, 1) -> (B,)
 
 
-def gradient_penalty(critic, real, fake, generator=None):
+def gradient_penalty(critic, real, fake, mix=None):
     """WGAN-GP penalty (Gulrajani et al. 2017, eq. 3), a scalar; real, fake: (B, T, L, D), already detached.
 
-    The gradient is taken with respect to the scaled codes that the critic sees: d/dx = std d/dw.
+    mix: (B, 1, 1, 1) in [0, 1], the share of real in the mixtures; drawn uniformly if not given. The gradient is taken with
+    respect to the scaled codes that the critic sees: d/dx = std d/dw.
     """
-    mix = torch.rand(len(real), 1, 1, 1, generator=generator, device=real.device if generator is None else
-                     generator.device).to(real.device)
+    if mix is None:
+        mix = torch.rand(len(real), 1, 1, 1, device=real.device)
     w = (mix * real + (1 - mix) * fake).requires_grad_(True)
     gradient, = torch.autograd.grad(critic(w).sum(), w, create_graph=True)
     return ((gradient * critic.std).flatten(1).norm(dim=1) - 1).square().mean()

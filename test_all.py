@@ -6,6 +6,7 @@ real command line on real H.264, real faces for dlib and the real pipe. Two core
 
 import argparse
 import collections
+import copy
 import hashlib
 import http.server
 import io
@@ -13,6 +14,7 @@ import json
 import math
 import os
 import pickle
+import random
 import re
 import signal
 import subprocess
@@ -1291,21 +1293,84 @@ def test_frechet_distance_of_known_gaussians():
     assert train.frechet(x @ A.T, x @ B.T) == pytest.approx(wanted, rel=1e-9)
 
 
-def test_fast_critic_loss_equals_the_plain_one():
-    torch.manual_seed(0)
-    C = models.MotionCritic(4, 16, 6, width=12)
+@pytest.mark.parametrize("T", (2, 4, 5, 6, 7, 11, 25, 26, 75))
+def test_fast_critic_loss_equals_the_plain_one(T):
+    torch.manual_seed(T)
+    C = models.MotionCritic(4, 16, T, width=12).double()
     C.set_scale(torch.randn(4, 16), torch.rand(4, 16) + 0.2)
-    real, fake = torch.randn(2, 8, 6, 4, 16)
-    rng = torch.Generator().manual_seed(5)
-    plain = models.gradient_penalty(C, real, fake, rng)
-    u = torch.rand(8, 1, 1, 1, generator=torch.Generator().manual_seed(5))[..., 0]
+    real, fake = torch.randn(2, 8, T, 4, 16).double()
+    u = torch.rand(8, 1, 1).double()
+    p = train.first_layer(C, real).requires_grad_(True)
+    assert torch.allclose(train.score(C, p), C(real))
+    assert torch.allclose(train.score_gradient(C, p), torch.autograd.grad(train.score(C, p).sum(), p)[0], atol=1e-12)
+    plain = models.gradient_penalty(C, real, fake, u[..., None])
     wasserstein, penalty = train.critic_loss(C, train.first_layer(C, real), train.first_layer(C, fake), u)
-    assert torch.allclose(penalty, plain, rtol=1e-4)
-    assert torch.allclose(wasserstein, C(fake).mean() - C(real).mean(), atol=1e-5)
+    assert torch.allclose(penalty, plain) and torch.allclose(wasserstein, C(fake).mean() - C(real).mean())
     fast = torch.autograd.grad(wasserstein + 50 * penalty, list(C.parameters()))
     slow = torch.autograd.grad(C(fake).mean() - C(real).mean() + 50 * plain, list(C.parameters()))
-    for f, s in zip(fast, slow):
-        assert torch.allclose(f, s, rtol=1e-3, atol=1e-4)
+    assert all(torch.allclose(f, s, atol=1e-9) for f, s in zip(fast, slow))
+
+
+def double_step(codes, noise, args, step, late, share=slice(None)):
+    """One step of fresh networks in float64, as Adam makes something out of every rounding error. share: of the batch, this
+    process's. Returns networks and logged numbers."""
+    pool = torch.randn(late, 4, 32, dtype=torch.float64, generator=torch.Generator().manual_seed(3))[share]
+    nets = train.networks(codes, len(pool), args)
+    for part in (nets["G"], nets["C"], nets["norm"]):
+        part.double()
+    nets["pool"] = pool.clone()
+    train.share_batch_norm(nets["G"])
+    noise = {name: (value.double() if value.is_floating_point() else value)[:, share].clone() for name, value in noise.items()}
+    return nets, step(nets, noise, codes.double(), torch.arange(60), args)
+
+
+def step_arguments(*options):
+    args = train.options_parser().parse_args(["none.npy", "--batch", "16", "--window", "6", *options])
+    torch.manual_seed(0)
+    codes = torch.randn(90, 4, 16)
+    noise = train.draw(torch.Generator().manual_seed(1), args.critic_steps, 16, 8, args.window, 60)
+    noise["renew"] = torch.tensor([[True, False, True, False] * 2] * args.critic_steps)
+    return codes, noise, args
+
+
+@pytest.mark.parametrize("options, late", (((), 8), (("--critic-steps", "1", "--window", "7"), 8), (("--horizon", "0", "--instance-noise", "0"), 0)))
+def test_a_step_equals_the_plain_way_of_doing_it(options, late):
+    codes, noise, args = step_arguments(*options)
+    noise["renew"], noise["before"] = noise["renew"][:, :late], noise["before"][:, :late]
+    (a, logged), (b, wanted) = (double_step(codes, noise, args, step, late) for step in (train.train_step, train.plain_step))
+    assert torch.allclose(logged, wanted, rtol=1e-9) and len(a["C"]) == (2 if late else 1)
+    assert torch.allclose(a["pool"], b["pool"], atol=1e-12) and torch.allclose(a["norm"].mean, b["norm"].mean, atol=1e-12)
+    for name in ("G", "C"):
+        before = train.networks(codes, late, args)[name].double()
+        for x, y, z in zip(a[name].parameters(), b[name].parameters(), before.parameters()):
+            assert torch.allclose(x, y, rtol=1e-6, atol=1e-9)
+        assert any(not torch.allclose(x, z) for x, z in zip(a[name].parameters(), before.parameters()))
+
+
+def gradients_of_two(rank, address, folder):
+    """In a process of its own: one step of half of the batch, its gradients into a file."""
+    torch.set_num_threads(1)
+    train.dist.init_process_group("gloo", init_method=address, rank=rank, world_size=2)
+    codes, noise, args = step_arguments()
+    nets, logged = double_step(codes, noise, args, train.train_step, 8, slice(rank, None, 2))
+    train.dist.destroy_process_group()
+    torch.save({"gradients": [p.grad for name in ("G", "C") for p in nets[name].parameters()], "norm": nets["norm"].mean,
+                "running": nets["G"].rows_norm.running_var, "logged": logged}, Path(folder) / f"{rank}.pt")
+
+
+def test_two_processes_have_the_gradients_of_one(tmp_path):
+    """The same batch, halved: BatchNorm, angle penalty through it, running norm and gradients are those of the whole."""
+    codes, noise, args = step_arguments()
+    nets, logged = double_step(codes, noise, args, train.train_step, 8)
+    wanted = [p.grad for name in ("G", "C") for p in nets[name].parameters()]
+    torch.multiprocessing.spawn(gradients_of_two, ((tmp_path / "meet").as_uri(), str(tmp_path)), nprocs=2)
+    parts = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1)]
+    for part in parts:
+        assert torch.allclose(part["norm"], nets["norm"].mean, atol=1e-12)
+        assert torch.allclose(part["running"], nets["G"].rows_norm.running_var)
+        assert all(torch.allclose(g, w, rtol=1e-7, atol=1e-12) for g, w in zip(part["gradients"], wanted))
+    assert torch.allclose((parts[0]["logged"] + parts[1]["logged"]) / 2, logged)
+    assert not torch.allclose(parts[0]["logged"], logged)                       # each alone sees another half
 
 
 def test_reestimated_batchnorm_fits_the_weights():
@@ -1354,7 +1419,7 @@ def test_resumed_training_equals_the_uninterrupted_one(codes, tmp_path):
             return x.keys() == y.keys() and all(equal(x[k], y[k]) for k in x)
         return torch.equal(x, y) if isinstance(x, torch.Tensor) else x == y
 
-    for part in ("G", "C", "ema", "norm", "optimiser_G", "optimiser_C", "rng", "step"):
+    for part in ("G", "C", "ema", "norm", "optimiser_G", "optimiser_C", "pool", "rng", "step"):
         assert equal(a[part], b[part]), part
     moved = models.MotionGenerator(4, 16).state_dict()
     assert a["step"] == 4 and any(not torch.equal(a["G"][n], moved[n]) for n in moved)
@@ -1521,6 +1586,97 @@ def test_killed_training_leaves_whole_files(codes, tmp_path):
     go_on = run("train.py", codes, "-o", tmp_path / "m.pt", "--steps", state["step"] + 1, "--resume")
     assert go_on.returncode == 0, go_on.stderr.decode()
     assert torch.load(tmp_path / "m.pt", weights_only=True)["step"] == state["step"] + 1
+
+
+def test_killed_training_goes_on_to_the_same_end(codes, tmp_path, kills=3):
+    """kill -9 at random moments, each resumed: in the end the weights of a training that nothing happened to, bit for bit.
+
+    `python test_all.py --kills 20` does it more often.
+    """
+    options = ["--steps", 60, "--report-every", 7, "--save-every", 2, *SMALL]
+    assert run("train.py", codes, "-o", tmp_path / "whole.pt", *options).returncode == 0
+    rng, done = random.Random(kills), 0
+    command = [sys.executable, str(ROOT / "train.py"), str(codes), "-o", str(tmp_path / "m.pt"), *map(str, options)]
+    state = tmp_path / "m.state.pt"
+    while done < kills:
+        process = subprocess.Popen(command + (["--resume"] if state.exists() else []), stderr=subprocess.DEVNULL)
+        before, deadline = state.stat().st_mtime_ns if state.exists() else 0, time.time() + 120
+        while process.poll() is None and (state.stat().st_mtime_ns if state.exists() else 0) == before and time.time() < deadline:
+            time.sleep(0.01)
+        time.sleep(rng.uniform(0, 0.5))                             # after its first save: anywhere in steps, reports, saves
+        process.kill()
+        if process.wait() == 0:                                     # it had finished; once more from the start
+            state.unlink()
+        done += 1
+    if (torch.load(state, weights_only=True)["step"] if state.exists() else 0) < 60:
+        assert subprocess.run(command + (["--resume"] if state.exists() else []), stderr=subprocess.DEVNULL).returncode == 0
+    whole, parts = (torch.load(tmp_path / f"{name}.pt", weights_only=True) for name in ("whole", "m"))
+    assert whole["step"] == parts["step"] == 60
+    assert all(torch.equal(whole["generator"][n], parts["generator"][n]) for n in whole["generator"])
+
+
+def test_torchrun_trains_one_model(codes, tmp_path):
+    """Two processes on the CPU: one set of files, and nearly the numbers of one process after one step."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", ROOT / "train.py", codes, "-o",
+               tmp_path / "two.pt", "--steps", "3", "--report-every", "1", *SMALL, "--batch", 16]
+    result = subprocess.run(list(map(str, command)), capture_output=True, timeout=300, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    assert result.returncode == 0, result.stderr.decode()
+    assert run("train.py", codes, "-o", tmp_path / "one.pt", "--steps", 3, "--report-every", 1, *SMALL, "--batch", 16).returncode == 0
+    one, two = ([list(map(float, (row["wasserstein"], row["gp"], row["generator"], row["gap"], row["phi"])))
+                 for row in train.csv.DictReader((tmp_path / f"{name}.csv").read_text().splitlines())] for name in ("one", "two"))
+    assert len(two) == 3 and two[0] == pytest.approx(one[0], rel=0.01)
+    pools = [torch.load(tmp_path / f"{name}.state.pt", weights_only=True)["pool"] for name in ("one", "two")]
+    assert pools[0].shape == pools[1].shape
+    assert not left_over(tmp_path)
+    more = command + ["--resume"]
+    more[more.index("3")] = "4"
+    assert subprocess.run(list(map(str, more)), capture_output=True, timeout=300).returncode == 0
+    assert torch.load(tmp_path / "two.pt", weights_only=True)["step"] == 4
+
+
+def test_what_a_graph_knows_is_put_back_in_place():
+    """CUDA graphs know tensors by address: warming up is undone in the very same ones, as if no step had been."""
+    codes, noise, args = step_arguments()
+    nets = train.networks(codes, 8, args)
+    nets["pool"].normal_()
+    copies = lambda: {name: value.clone() for name, value in noise.items()}
+    kept, pool = copy.deepcopy(train.states(nets)), nets["pool"].clone()
+    first = train.train_step(nets, copies(), codes, torch.arange(60), args)
+    where = [p.data_ptr() for p in nets["G"].parameters()] + [nets["pool"].data_ptr()]
+    moments = [v for state in nets["optimiser_G"].state.values() for v in state.values()]
+    train.put_back(nets, kept, pool)
+    assert where == [p.data_ptr() for p in nets["G"].parameters()] + [nets["pool"].data_ptr()]
+    assert all(a is b for a, b in zip(moments, [v for state in nets["optimiser_G"].state.values() for v in state.values()]))
+    assert torch.equal(train.train_step(nets, copies(), codes, torch.arange(60), args), first)
+
+
+def test_the_papers_recipe(codes, tmp_path):
+    result = run("train.py", codes, "-o", tmp_path / "m.pt", "--recipe", "paper", "--steps", 2, "--lambda-gap", 7, *SMALL)
+    assert result.returncode == 0, result.stderr.decode()
+    options = torch.load(tmp_path / "m.pt", weights_only=True)["options"]
+    assert (options["lr"], options["lr_critic"], options["horizon"], options["lambda_gap"]) == (0.005, 0.005, 0, 7.0)
+    again = run("train.py", codes, "-o", tmp_path / "m.pt", "--resume", "--steps", 3)
+    assert again.returncode == 0 and torch.load(tmp_path / "m.pt", weights_only=True)["options"]["lr"] == 0.005
+
+
+def test_windows_of_hands(codes, tmp_path):
+    """The paper's 75 frames, where there are enough, and a sentence with the numbers where not."""
+    x = np.load(codes)
+    np.save(tmp_path / "long.npy", np.concatenate([x, x[::-1]]))
+    result = run("train.py", tmp_path / "long.npy", "-o", tmp_path / "m.pt", "--window", 75, "--batch", 4, "--steps", 1)
+    assert result.returncode == 0, result.stderr.decode()
+    assert torch.load(tmp_path / "m.pt", weights_only=True)["window"] == 75
+    assert_refused(run("train.py", codes, "-o", tmp_path / "no.pt", "--window", 75, "--steps", 1), "50 frames", "75")
+
+
+def test_benchmark_compares_like_with_like(codes, tmp_path):
+    result = run("train.py", codes, "--benchmark", "--steps", 1, *SMALL)
+    assert result.returncode == 0, result.stderr.decode()
+    text = result.stdout.decode()
+    rows = {line.split()[0]: line.split()[1:] for line in text.splitlines() if line.startswith(("train_step", "plain_step"))}
+    fast, plain = (float(rows[name][2]) for name in ("train_step", "plain_step"))
+    assert 0 < fast < plain and "times as fast" in text                        # multiplications, counted
+    assert float(result.stderr.decode().split("differ by ")[1].split()[0]) < 1e-6
 
 
 def test_aged_memory_is_that_of_a_longer_roll():

@@ -4,6 +4,9 @@
     python train.py latents.npy --steps 6000 -o motion.pt   # length in generator steps instead
     python train.py latents.npy --resume --steps 12000      # go on from motion.state.pt, exactly as if never stopped
     python train.py monday.npy tuesday.npy                  # several videos of one actor, embedded with one image model
+    python train.py latents.npy --recipe paper              # the paper's own settings where it states them
+    python train.py latents.npy --benchmark                 # steps per second, against the plain way, on this machine
+    torchrun --nproc-per-node=4 train.py latents.npy        # the batch shared by 4 processes (GPUs, or CPU cores)
 
 Fox et al., StyleVideoGAN, BMVC 2021 (arXiv:2107.07224), sec. 3 and supplement 2.1. No picture is rendered here. Writes
 
@@ -14,13 +17,15 @@ Fox et al., StyleVideoGAN, BMVC 2021 (arXiv:2107.07224), sec. 3 and supplement 2
     motion.png       the same as curves, with real and sampled motion beside them
 
 Shapes: N training frames, B batch, T frames of a window, L style rows, D style width. Codes (N, L, D), windows
-(B, T, L, D). Deterministic: on a CPU, one seed and one number of threads give one result bit for bit, interrupted or
-not. On CUDA the random numbers are the same, but the order of sums is not.
+(B, T, L, D). Deterministic: on a CPU, one seed, one number of threads and one number of processes give one result bit
+for bit, interrupted or not. On CUDA the random numbers are the same, but the order of sums is not.
 """
 
 import argparse
+import contextlib
 import copy
 import csv
+import functools
 import hashlib
 import json
 import math
@@ -33,12 +38,16 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from matplotlib.figure import Figure
 from sklearn.decomposition import PCA
+from torch.distributed.nn.functional import all_reduce
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
 from tqdm import tqdm
 
-from models import InputError, MotionCritic, MotionGenerator, RunningNorm, gradient_angle_penalty
+from models import SLOPE, InputError, MotionCritic, MotionGenerator, RunningNorm, gradient_angle_penalty, gradient_penalty
 
 NOISE = 32          # width of i, of each s_k and l_k (sec. 3)
 COMPONENTS = 32     # directions of the PCA (sec. 3, offset trick)
@@ -48,6 +57,8 @@ PER_LONG = 16       # windows cut from each long sample: 128 x 16 = 2048 again
 SPACE = 64          # ours: principal dimensions of a window in which distances are measured; 2048 windows determine a
 #                     64 x 64 covariance well, but not the 800 x 800 one of 25 x 32 coordinates
 REESTIMATE = 16     # ours: batches from which BatchNorm statistics are re-estimated (2048 windows at batch 128)
+AGREE = 10          # ours: steps after which several processes ask each other whether to stop
+DIVERGED = 10       # ours: times the largest distance that a critic of slope 1 can see; training stops beyond it
 VERSION = 1         # of motion.pt
 
 
@@ -268,11 +279,73 @@ def first_layer(critic, w):
     return F.linear(w.flatten(-2), weight, critic.extract[0].bias - weight @ critic.mean.flatten())
 
 
+def matrices(critic):
+    """The critic after its first layer, as matrices: E's other layers, the convolutions but for the last, the last.
+
+    A convolution of kernel 4, stride 2, padding 1 is a matrix (out, 4 in) on the rows of fours(): faster than conv1d on
+    sequences this short (3 ms instead of 10 of a critic step on one core), and so is its backward pass.
+    """
+    *convolutions, last = [m for m in critic.judge if isinstance(m, torch.nn.Conv1d)]
+    flat = [(m.weight.transpose(1, 2).flatten(1), m.bias) for m in (*convolutions, last)]
+    return [(m.weight, m.bias) for m in critic.extract[2::2]], flat[:-1], flat[-1]
+
+
+def fours(x):
+    """(B, t, c) -> (B, t // 2, 4 c): what a convolution of kernel 4, stride 2 and padding 1 sees at each place."""
+    B, t, c = x.shape
+    twos = F.pad(x, (0, 0, 1, 1))[:, :t // 2 * 2 + 2].reshape(B, t // 2 + 1, 2 * c)
+    return torch.cat([twos[:, :-1], twos[:, 1:]], 2)
+
+
+def fours_transposed(g, t):
+    """The transpose of fours(), as a matrix: (B, t // 2, 4 c) -> (B, t, c)."""
+    B, n, c = g.shape[0], g.shape[1], g.shape[2] // 4
+    twos = F.pad(g[..., :2 * c], (0, 0, 0, 1)) + F.pad(g[..., 2 * c:], (0, 0, 1, 0))            # (B, n + 1, 2 c)
+    return F.pad(twos.reshape(B, 2 * n + 2, c), (0, 0, 0, t - 2 * n))[:, 1:t + 1]
+
+
 def score(critic, p):
     """The rest of the critic: first-layer outputs (B, T, width) -> scores (B,)."""
     B, T, width = p.shape
-    e = critic.extract[1:](p.reshape(B * T, width)).reshape(B, T, -1)           # (B, T, 32)
-    return critic.judge(e.transpose(1, 2)).reshape(B)
+    extract, convolutions, (W, b) = matrices(critic)
+    x = F.leaky_relu(p.reshape(B * T, width), SLOPE)
+    for weight, bias in extract:
+        x = F.leaky_relu_(F.linear(x, weight, bias), SLOPE)
+    x = x.reshape(B, T, -1)                                                     # (B, T, 32)
+    for weight, bias in convolutions:
+        x = F.leaky_relu_(F.linear(fours(x), weight, bias), SLOPE)
+    return F.linear(x.flatten(1), W, b).flatten()
+
+
+def score_gradient(critic, p):
+    """d score / d p: (B, T, width) -> (B, T, width), differentiable with respect to the critic's weights.
+
+    Between its kinks the critic is linear, so the gradient is a product of its matrices with the slopes between them. The
+    slopes have no derivative: they are found without autograd, and the penalty needs no second backward pass.
+    """
+    B, T, width = p.shape
+    extract, convolutions, (W, b) = matrices(critic)
+    slopes, lengths = [], []
+
+    def bend(x):
+        slopes.append((x > 0).to(x.dtype).mul_(1 - SLOPE).add_(SLOPE))
+        return x.mul_(slopes[-1])
+
+    with torch.no_grad():
+        x = bend(p.reshape(B * T, width).clone())
+        for weight, bias in extract:
+            x = bend(F.linear(x, weight, bias))
+        x = x.reshape(B, T, -1)
+        for weight, bias in convolutions:
+            lengths.append(x.shape[1])
+            x = bend(F.linear(fours(x), weight, bias))
+    g = W.expand(B, -1).reshape(x.shape)
+    for weight, _ in reversed(convolutions):
+        g = fours_transposed((g * slopes.pop()) @ weight, lengths.pop())
+    g = g.reshape(B * T, -1)
+    for weight, _ in reversed(extract):
+        g = (g * slopes.pop()) @ weight
+    return (g * slopes.pop()).reshape(B, T, width)
 
 
 def critic_loss(critic, p_real, p_fake, u):
@@ -281,15 +354,14 @@ def critic_loss(critic, p_real, p_fake, u):
     u: (B, 1, 1), uniform mixing weights. Equal to models.gradient_penalty and several times cheaper: the first layer is
     linear, so the mixture of outputs is the output of the mixture, and with g the gradient of the score with respect to
     that output, the one with respect to the scaled codes is g W, whose squared norm is g (W W^T) g^T: no tensor of L D
-    columns is made for the penalty, nor by its second backward pass.
+    columns is made for the penalty.
     """
     W, B = critic.extract[0].weight, len(p_real)
-    p = u * p_real + (1 - u) * p_fake                                           # (B, T, width)
-    scores = score(critic, torch.cat([p_real, p_fake, p]))                      # one pass for the three: (3 B,)
-    g, = torch.autograd.grad(scores[2 * B:].sum(), p, create_graph=True)        # (B, T, width)
+    scores = score(critic, torch.cat([p_real, p_fake]))                         # (2 B,)
+    g = score_gradient(critic, (u * p_real + (1 - u) * p_fake).detach())        # (B, T, width)
     squared = ((g @ (W @ W.T)) * g).sum((1, 2))                                 # (B,)
     # clamp: rounding can leave a tiny negative number; the root's gradient is infinite at zero
-    return scores[B:2 * B].mean() - scores[:B].mean(), (squared.clamp_min(1e-12).sqrt() - 1).square().mean()
+    return scores[B:].mean() - scores[:B].mean(), (squared.clamp_min(1e-12).sqrt() - 1).square().mean()
 
 
 # ------------------------------------------------------------------------------------------------------------------
@@ -336,6 +408,412 @@ def reestimate_batchnorm(G, window, batch, rng, late=0, frames=0):
 
 
 # ------------------------------------------------------------------------------------------------------------------
+# Several processes (torchrun): each has its share of the batch, all have the same networks
+# ------------------------------------------------------------------------------------------------------------------
+
+def processes():
+    """How many there are, and which one this is."""
+    return (dist.get_world_size(), dist.get_rank()) if dist.is_initialized() else (1, 0)
+
+
+class GlobalBatchNorm(torch.nn.BatchNorm1d):
+    """BatchNorm over the batches of all processes. The angle penalty goes backward through it twice, which
+    torch.nn.SyncBatchNorm cannot; an all_reduce that autograd knows can: its derivative is another all_reduce."""
+
+    def forward(self, x):                                                       # (n, c)
+        n = processes()[0]
+        mean = all_reduce(x.mean(0)) / n
+        var = all_reduce((x - mean).square().mean(0)) / n
+        with torch.no_grad():                                                   # as nn.BatchNorm1d does, unbiased
+            total = n * len(x)
+            self.running_mean.lerp_(mean, self.momentum)
+            self.running_var.lerp_(var * (total / (total - 1)), self.momentum)
+            self.num_batches_tracked += 1
+        return (x - mean) * torch.rsqrt(var + self.eps) * self.weight + self.bias
+
+
+@contextlib.contextmanager
+def several_processes(args):
+    """Under torchrun: join the others, each with a GPU of its own or on the CPU."""
+    if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ:
+        yield
+        return
+    cuda = args.device == "auto" and torch.cuda.is_available() or args.device.startswith("cuda")
+    if cuda:
+        args.device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
+        torch.cuda.set_device(args.device)
+    dist.init_process_group("nccl" if cuda else "gloo")
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
+
+
+def share_batch_norm(network):
+    if processes()[0] > 1:
+        for m in network.modules():
+            if isinstance(m, torch.nn.BatchNorm1d):
+                m.__class__ = GlobalBatchNorm
+
+
+def average_gradients(network):
+    """The mean over processes in place of each process's own gradients."""
+    if processes()[0] > 1:
+        gradients = [p.grad for p in network.parameters()]
+        flat = torch.cat([g.flatten() for g in gradients])
+        dist.all_reduce(flat)
+        for g, mean in zip(gradients, (flat / processes()[0]).split([g.numel() for g in gradients])):
+            g.copy_(mean.view_as(g))
+
+
+@torch.no_grad()
+def gathered(x):
+    """The shares of all processes in the order of the whole batch, of which process r has the rows r, r + n, ..."""
+    n = processes()[0]
+    if n == 1:
+        return x
+    parts = [torch.empty_like(x) for _ in range(n)]
+    dist.all_gather(parts, x.contiguous())
+    return torch.stack(parts, 1).flatten(0, 1)
+
+
+def agreed(stop, device):
+    """Whether any process was asked to stop."""
+    flag = torch.tensor(float(stop), device=device)
+    dist.all_reduce(flag)
+    return flag.item() > 0
+
+
+# ------------------------------------------------------------------------------------------------------------------
+# What is trained
+# ------------------------------------------------------------------------------------------------------------------
+
+def networks(codes, late, args):
+    """All that a step changes, on the device of codes (N, L, D): G, C (one critic for the windows at the start of a
+    trajectory, one for `late` later ones), norm of the angle penalty, optimisers, and the pool, (late, 4, 32): the
+    memories at which later windows begin."""
+    device, (N, L, D) = codes.device, codes.shape
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(args.seed)
+        G = MotionGenerator(L, D, NOISE, args.width)
+        C = torch.nn.ModuleList(MotionCritic(L, D, args.window, args.width) for _ in range(2 if late else 1))
+    mean, std = codes.mean(0).cpu(), codes.std(0).cpu()                         # (L, D)
+    G.init_output(mean, std)
+    # Open in the paper; ours: one scale for all entries. Unit variance per entry would blow up those that hold little but the
+    # encoder's noise, which no G can imitate: the share of a window beyond the PCA's directions rises from 1.2 to 3.1 %
+    for critic in C:
+        critic.set_scale(mean, std.square().mean().sqrt().expand_as(std))
+    G, C = G.to(device).train(), C.to(device).train()
+    # In a CUDA graph the learning rate must be a tensor and the optimiser may not look at its step count
+    on_cuda = {"capturable": True} if device.type == "cuda" else {}
+    adam = functools.partial(torch.optim.Adam, betas=tuple(args.betas), fused=True, **on_cuda)
+    rate = (lambda lr: torch.tensor(lr, device=device)) if on_cuda else float
+    return {"G": G, "C": C, "norm": RunningNorm(NOISE).to(device), "optimiser_G": adam(G.parameters(), rate(args.lr)),
+            "optimiser_C": adam(C.parameters(), rate(args.lr_critic)), "pool": torch.zeros(late, 4, NOISE, device=device)}
+
+
+def set_rate(optimiser, lr):
+    for group in optimiser.param_groups:
+        if torch.is_tensor(group["lr"]):
+            group["lr"].fill_(lr)
+        else:
+            group["lr"] = lr
+
+
+def states(nets):
+    """State dictionaries of all but the pool; of the optimisers only what they have learned, not their options."""
+    return {name: part.state_dict()["state"] if name.startswith("optimiser") else part.state_dict()
+            for name, part in nets.items() if name != "pool"}
+
+
+def load(nets, saved):
+    for name, part in nets.items():
+        if name.startswith("optimiser"):
+            part.load_state_dict({"state": saved[name], "param_groups": part.state_dict()["param_groups"]})
+        elif name != "pool":
+            part.load_state_dict(saved[name])
+
+
+# ------------------------------------------------------------------------------------------------------------------
+# One generator step
+# ------------------------------------------------------------------------------------------------------------------
+
+def draw(rng, critic_steps, batch, late, window, places):
+    """Random numbers of one step from a CPU torch.Generator: the same on every device. First dimension: critic steps."""
+    return {"place": torch.randint(places, (critic_steps, batch), generator=rng),               # where real windows start
+            "u": torch.rand(critic_steps, batch, 1, 1, generator=rng),                          # of the gradient penalty
+            "i": torch.randn(critic_steps, batch, NOISE, generator=rng),
+            "s": torch.randn(critic_steps, batch, window - 1, NOISE, generator=rng),
+            "before": torch.randn(critic_steps, late, window - 1, NOISE, generator=rng)}
+
+
+def differences(real, sigma):
+    """Instance noise for real and for sampled windows: differences of real windows (b, ...), sigma times.
+
+    Each has the covariance of real windows. The rows that are subtracted lie a quarter of the batch apart, so that shares
+    of several processes, r, r + n, ..., find the same partners.
+    """
+    quarter = max(1, len(real) // 4)
+    a, b, c = (real.roll(k * quarter, 0) for k in (1, 2, 3))
+    return sigma / math.sqrt(2) * (a - b), sigma / math.sqrt(2) * (b - c)
+
+
+def generate(nets, i, s, before, renew):
+    """Windows of sampled motion: motion codes l (B, T, 32) and W+ codes w (B, T, L, D).
+
+    i (b, 32), s (B, T-1, 32). The first b windows begin a trajectory with i. The others lie further on: from the memories in
+    nets["pool"] (B - b, 4, 32), where an earlier call left off, T-1 frames are made of the noise `before` (B - b, T-1, 32),
+    and the window follows; its gradients reach back through these frames. renew (B - b,): which of the others begin anew
+    at the next call, with the i of one of the first.
+    """
+    G, pool = nets["G"], nets["pool"]
+    # cuDNN's recurrent kernels have no second derivative, which the GAP needs
+    with torch.backends.cudnn.flags(enabled=not torch.is_grad_enabled()):
+        h = G.hidden(i)                                                                         # (4, b, 32)
+        if len(pool):
+            later = G.roll(before, pool.transpose(0, 1).contiguous())[1]                        # (4, B - b, 32)
+            with torch.no_grad():
+                pool.copy_(torch.where(renew[:, None], h[:, :len(pool)], later).transpose(0, 1))
+            h = torch.cat([h, later], 1)
+        tail = G.roll(s, h)[0]
+    l = torch.cat([h[3][:, None], tail], 1)                                                     # (B, T, 32)
+    return l, G.translate(l)
+
+
+def train_step(nets, noise, codes, starts, args):
+    """Critic steps and one generator step. Returns what is logged, (5,).
+
+    noise: of draw(), on the device, with "renew" (critic steps, late) for generate(). codes (N, L, D); starts (n,): first
+    frames of the real windows. Nothing here waits for the device.
+    """
+    G, C, norm, T = nets["G"], nets["C"], nets["norm"], args.window
+    late, fresh = len(nets["pool"]), noise["i"].shape[1] - len(nets["pool"])
+    groups = [slice(0, fresh), slice(fresh, fresh + late)][:len(C)]             # of the batch, one critic each
+
+    # Critic: WGAN-GP. The fakes of the last critic step are also those of the generator step
+    for k in range(args.critic_steps):
+        last = k == args.critic_steps - 1
+        # The angle penalty is for the windows that begin with i: it is their noise alone that needs gradients
+        i, s = noise["i"][k, :fresh].requires_grad_(last), noise["s"][k, :fresh].requires_grad_(last)
+        with torch.set_grad_enabled(last):
+            l, w = generate(nets, i, torch.cat([s, noise["s"][k, fresh:]]), noise["before"][k], noise["renew"][k])
+        index = starts[noise["place"][k]][:, None] + torch.arange(T, device=starts.device)      # (B, T)
+        losses = []
+        for critic, group in zip(C, groups):
+            if codes.device.type == "cpu":      # windows overlap: each frame once, however many windows it is in
+                frames, where = index[group].unique(return_inverse=True)
+                # embedding(), as the backward pass of p[where] adds in any order when there are several threads
+                p_real = F.embedding(where, first_layer(critic, codes[frames]))                 # (b, T, width)
+            else:                               # unique() would have to tell the host how many there are
+                p_real = first_layer(critic, codes[index[group]])
+            p_fake = first_layer(critic, w[group].detach())
+            n_real, n_fake = differences(p_real, args.instance_noise)
+            losses.append(critic_loss(critic, p_real + n_real, p_fake + n_fake, noise["u"][k, group]))
+        loss_C, gp = (sum(loss) / len(losses) for loss in zip(*losses))
+        nets["optimiser_C"].zero_grad()
+        (loss_C + args.lambda_gp * gp).backward()
+        average_gradients(C)
+        nets["optimiser_C"].step()
+
+    # Generator: WGAN + gradient angle penalty
+    C.requires_grad_(False)
+    loss_G = []
+    for critic, group in zip(C, groups):
+        n_fake = differences(first_layer(critic, codes[index[group]]), args.instance_noise)[1]
+        loss_G.append(-score(critic, first_layer(critic, w[group]) + n_fake).mean())
+    loss_G = sum(loss_G) / len(loss_G)
+    norm.update(gathered((l[:fresh, -1] - l[:fresh, 0]).detach()))
+    gap, phi = gradient_angle_penalty(l[:fresh], i, s, norm)
+    nets["optimiser_G"].zero_grad()
+    (loss_G + args.lambda_gap * gap).backward()
+    average_gradients(G)
+    nets["optimiser_G"].step()
+    C.requires_grad_(True)
+    return torch.stack([-loss_C, gp, loss_G, gap, phi.mean()]).detach()
+
+
+def plain_step(nets, noise, codes, starts, args):
+    """train_step() as one would write it down, for --benchmark and the tests: the same numbers but for rounding."""
+    G, C, norm, T, pool = nets["G"], nets["C"], nets["norm"], args.window, nets["pool"]
+    fresh = noise["i"].shape[1] - len(pool)
+    groups = [slice(0, fresh), slice(fresh, None)][:len(C)]
+    for k in range(args.critic_steps):
+        last = k == args.critic_steps - 1
+        i, s = noise["i"][k, :fresh].requires_grad_(last), noise["s"][k, :fresh].requires_grad_(last)
+        with torch.set_grad_enabled(last), torch.backends.cudnn.flags(enabled=False):
+            first, later = G.hidden(i), pool.transpose(0, 1).contiguous()
+            if len(pool):
+                later = G.roll(noise["before"][k], later)[1]
+                pool.copy_(torch.where(noise["renew"][k][:, None], first[:, :len(pool)], later).detach().transpose(0, 1))
+            h = torch.cat([first, later], 1)
+            l = torch.cat([h[3][:, None], G.roll(torch.cat([s, noise["s"][k, fresh:]]), h)[0]], 1)
+            w = G.translate(l)
+        real = codes[starts[noise["place"][k]][:, None] + torch.arange(T, device=starts.device)]
+        loss_C = gp = 0
+        for critic, group in zip(C, groups):
+            n_real, n_fake = differences(real[group], args.instance_noise)
+            noisy, fake = real[group] + n_real, w[group].detach() + n_fake
+            loss_C = loss_C + (critic(fake).mean() - critic(noisy).mean()) / len(C)
+            gp = gp + gradient_penalty(critic, noisy, fake, noise["u"][k, group, None]) / len(C)
+        nets["optimiser_C"].zero_grad()
+        (loss_C + args.lambda_gp * gp).backward()
+        nets["optimiser_C"].step()
+    loss_G = -sum(critic(w[group] + differences(real[group], args.instance_noise)[1]).mean()
+                  for critic, group in zip(C, groups)) / len(C)
+    norm.update((l[:fresh, -1] - l[:fresh, 0]).detach())
+    gap, phi = gradient_angle_penalty(l[:fresh], i, s, norm)
+    nets["optimiser_G"].zero_grad()
+    (loss_G + args.lambda_gap * gap).backward()
+    nets["optimiser_G"].step()
+    return torch.stack([-loss_C, gp, loss_G, gap, phi.mean()]).detach()
+
+
+def put_back(nets, kept, pool):
+    """States of states() and a pool into the very tensors that a CUDA graph knows; an optimiser's new ones become zero."""
+    for name, part in nets.items():
+        if name.startswith("optimiser"):
+            parameters = [p for group in part.param_groups for p in group["params"]]
+            for index, p in enumerate(parameters):
+                for key, value in part.state[p].items():
+                    value.copy_(kept[name][index][key] if index in kept[name] else torch.zeros_like(value))
+        elif name != "pool":
+            part.load_state_dict(kept[name])
+    nets["pool"].copy_(pool)
+
+
+def graph_of(step, noise, nets):
+    """step(noise=...) as one CUDA graph: its thousand small kernels start without the host. noise: an example.
+
+    torch.compile cannot do the second backward pass of the angle penalty; a graph records whatever was done.
+    """
+    kept, pool = copy.deepcopy(states(nets)), nets["pool"].clone()
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        for _ in range(3):                                                      # what is allocated lazily must be there
+            step(noise=noise)
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        logged = step(noise=noise)
+    put_back(nets, kept, pool)                                                  # these were no steps of the training
+
+    def replay(noise):
+        for name, value in noise.items():
+            recorded[name].copy_(value, non_blocking=True)
+        graph.replay()
+        return logged
+
+    recorded = noise
+    return replay
+
+
+# ------------------------------------------------------------------------------------------------------------------
+# Benchmark
+# ------------------------------------------------------------------------------------------------------------------
+
+class CountFlops(TorchDispatchMode):
+    """Sum of the multiplications and additions of matrix products and convolutions. torch's own FlopCounterMode hooks the
+    modules too, and that hook refuses the autograd.grad of the angle penalty."""
+
+    total = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        out = function(*args, **(kwargs or {}))
+        if function.overloadpacket in flop_registry:
+            self.total += flop_registry[function.overloadpacket](*args, **(kwargs or {}), out_val=out)
+        return out
+
+
+def benchmark(args, rounds=5):
+    """Time train_step() against plain_step() on the same numbers, in turns; a table on standard output."""
+    device = choose_device(args.device)
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    codes, meta = load_training_set(args.latents, args.window)
+    starts = window_starts(meta["clips"], args.window).to(device)
+    codes = torch.from_numpy(codes).to(device)
+    (N, L, D), T, B = codes.shape, args.window, args.batch
+    late = B // 2 if args.horizon >= 2 * T - 1 else 0
+    rng = torch.Generator().manual_seed(args.seed)
+
+    def noise():
+        drawn = draw(rng, args.critic_steps, B, late, T, len(starts))
+        drawn["renew"] = torch.rand(args.critic_steps, late, generator=rng) < 0.1
+        return {name: value.to(device) for name, value in drawn.items()}
+
+    def synchronise():
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+
+    kinds = {"train_step": (train_step, args.matmul), "plain_step": (plain_step, "highest")}
+    trained = {name: networks(codes, late, args) for name in kinds}
+    batches = [noise() for _ in range(3)]
+
+    # The same numbers? In float64, as Adam's first steps make something out of every rounding error
+    logged = []
+    for step, _ in kinds.values():
+        nets = networks(codes, late, args)
+        for part in (nets["G"], nets["C"], nets["norm"]):
+            part.double()
+        nets["pool"] = nets["pool"].double()
+        logged.append(torch.stack([
+            step(nets, {name: value.double() if value.is_floating_point() else value for name, value in batch.items()},
+                 codes.double(), starts, args) for batch in batches]))
+    apart = ((logged[0] - logged[1]).abs() / logged[1].abs()).max().item()
+    print(f"{len(batches)} steps in float64: the losses of both differ by {apart:.1e} of their size", file=sys.stderr)
+    if not apart < 1e-6:
+        raise InputError("train_step and plain_step do not compute the same; please report this with your torch version.")
+
+    # Arithmetic of one step, and how fast this machine multiplies
+    rows = []
+    for name, (step, precision) in kinds.items():
+        torch.set_float32_matmul_precision(precision)
+        with CountFlops() as counter:
+            step(trained[name], batches[0], codes, starts, args)
+        x, seconds = torch.randn(2048, 2048, device=device), []
+        for _ in range(5):
+            synchronise()
+            began = time.perf_counter()
+            x @ x
+            synchronise()
+            seconds.append(time.perf_counter() - began)
+        advance = functools.partial(step, trained[name], codes=codes, starts=starts, args=args)
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(device)
+            if name == "train_step" and args.cuda_graph:
+                advance = graph_of(advance, batches[0], trained[name])
+        for _ in range(2):
+            advance(noise=batches[1])
+        rows.append({"name": name, "precision": precision, "advance": advance, "flops": counter.total,
+                     "peak": 2 * 2048 ** 3 / min(seconds), "seconds": [], "memory": peak_memory(device)})
+
+    # In turns, so that whatever else the machine does meets both
+    count = args.steps or 10
+    for _ in range(rounds):
+        for row in rows:
+            torch.set_float32_matmul_precision(row["precision"])
+            synchronise()
+            began = time.perf_counter()
+            for _ in range(count):
+                row["advance"](noise=noise())
+            synchronise()
+            row["seconds"].append((time.perf_counter() - began) / count)
+    torch.set_float32_matmul_precision("highest")
+    print(f"codes {L} x {D}, batch {B}, window {T}, {args.critic_steps} critic steps, {device}, "
+          f"{torch.get_num_threads()} threads, medians of {rounds} turns of {count} steps")
+    print(f"{'':12s}{'steps/s':>10s}{'windows/s':>12s}{'GFLOP/step':>12s}{'GFLOP/s':>10s}{'of matmul':>11s}{'MB':>8s}")
+    for row in rows:
+        seconds = sorted(row["seconds"])[rounds // 2]
+        row["median"], rate = seconds, row["flops"] / seconds
+        print(f"{row['name']:12s}{1 / seconds:10.2f}{B / seconds:12.0f}{row['flops'] / 1e9:12.1f}{rate / 1e9:10.1f}"
+              f"{100 * rate / row['peak']:10.1f}%{row['memory']:8.0f}")
+    per_epoch = math.ceil(len(starts) / B)
+    print(f"train_step is {rows[1]['median'] / rows[0]['median']:.2f} times as fast; {args.epochs} epochs of {len(starts)} "
+          f"windows would take {args.epochs * per_epoch * rows[0]['median'] / 60:.1f} minutes")
+
+
+# ------------------------------------------------------------------------------------------------------------------
 # Files
 # ------------------------------------------------------------------------------------------------------------------
 
@@ -366,7 +844,7 @@ def write_csv(path, rows):
     write_atomically(path, write)
 
 
-def draw(path, rows, real, fake, fps):
+def draw_curves(path, rows, real, fake, fps):
     """Curves of all reports, and the first three PCA coordinates of real (t, 32) and sampled (t, 32) motion."""
     figure = Figure(figsize=(13, 8), layout="constrained")
     grid, step = figure.subplot_mosaic([["loss", "phi", "distance"], ["real", "real", "fake"]],
@@ -413,8 +891,11 @@ def choose_device(name):
     return torch.device(name)
 
 
+# --recipe paper: what the paper states where ours differs (suppl. 2.1; sec. 3), and plain Adam where it states nothing
+PAPER = {"lr": 0.005, "lr_critic": 0.005, "lr_half_life": math.inf, "betas": [0.9, 0.999], "horizon": 0, "lambda_gap": 100.0, "instance_noise": 0.0,
+         "matmul": "highest"}
 # Options that --resume takes from the state, because the training depends on them; of these, the learning rates may change
-FIXED = ("window", "horizon", "batch", "betas", "critic_steps", "lambda_gp", "lambda_gap", "ema", "width", "seed", "matmul")
+FIXED = ("window", "horizon", "batch", "betas", "critic_steps", "instance_noise", "lambda_gp", "lambda_gap", "ema", "width", "seed", "matmul")
 KEPT = "lr", "lr_critic", "lr_half_life"
 
 
@@ -435,7 +916,7 @@ def load_state(path, args, digest):
     for name in FIXED + KEPT:
         given, stored = getattr(args, name), options[name]
         given = list(given) if isinstance(given, (list, tuple)) else given
-        if given != stored and given != options_parser().get_default(name):
+        if given != stored and given != options_parser(args.recipe).get_default(name):
             if name in KEPT:
                 continue
             raise InputError(f"{path} was trained with --{name.replace('_', '-')} {stored}, not {given}; leave the "
@@ -458,6 +939,11 @@ def main(args):
     if args.threads:
         torch.set_num_threads(args.threads)
     device = choose_device(args.device)
+    torch.set_float32_matmul_precision(args.matmul)
+    world, rank = processes()
+    if args.batch % (2 * world) and world > 1:
+        raise InputError(f"--batch {args.batch} cannot be shared by {world} processes: give a multiple of {2 * world}.")
+    said = sys.stderr if rank == 0 else open(os.devnull, "w")                   # one process speaks and writes for all
 
     # Data: all codes stay on the device as one tensor
     codes, meta = load_training_set(args.latents, args.window)
@@ -467,11 +953,9 @@ def main(args):
     B, T = args.batch, args.window
     pca = fit_pca(codes)
     codes = torch.from_numpy(codes).to(device)                                  # (N, L, D)
-    starts = window_starts(meta["clips"], T)                                    # (n,)
-    offsets = torch.arange(T)
-    late = B // 2 if args.horizon > T else 0
-    fresh, burn_in = B - late, args.horizon - T
-    groups = [slice(0, fresh), slice(fresh, B)] if late else [slice(0, B)]      # of the batch, one critic each
+    starts = window_starts(meta["clips"], T).to(device)                         # (n,)
+    late = B // 2 if args.horizon >= 2 * T - 1 else 0                           # windows further on in their trajectories
+    turns = max(1, (args.horizon - 1) // (T - 1))                               # so many in each, one after the other
     per_epoch = math.ceil(len(starts) / B)  # ours: an epoch shows as many windows as there are places to start one
     steps = args.steps if args.steps is not None else args.epochs * per_epoch   # ours: a step = one generator step
     real_x = coordinates(codes, {name: value.to(device) for name, value in pca.items()}).cpu()  # (N, 32)
@@ -479,27 +963,17 @@ def main(args):
     longest = max((real_x[start:end] for start, end in meta["clips"]), key=len)
 
     # Networks, optimisers, and the one random stream of the training
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(args.seed)
-        G = MotionGenerator(L, D, NOISE, args.width)
-        C = torch.nn.ModuleList(MotionCritic(L, D, T, args.width) for _ in groups)
-    mean, std = codes.mean(0).cpu(), codes.std(0).cpu()                         # (L, D)
-    G.init_output(mean, std)
-    # Open in the paper; ours: one scale for all entries. Unit variance per entry would blow up those that hold little but the
-    # encoder's noise, which no G can imitate: the share of a window beyond the PCA's directions rises from 1.2 to 3.1 %
-    for critic in C:
-        critic.set_scale(mean, std.square().mean().sqrt().expand_as(std))
-    G, C, norm = G.to(device).train(), C.to(device).train(), RunningNorm(NOISE).to(device)
-    ema = copy.deepcopy(G).requires_grad_(False)
-    optimiser_G = torch.optim.Adam(G.parameters(), args.lr, betas=tuple(args.betas), fused=True)
-    optimiser_C = torch.optim.Adam(C.parameters(), args.lr_critic, betas=tuple(args.betas), fused=True)
+    nets = networks(codes, late // world, args)
+    ema = copy.deepcopy(nets["G"]).requires_grad_(False)
+    share_batch_norm(nets["G"])
     rng = torch.Generator().manual_seed(args.seed)
+    nets["pool"].copy_(torch.randn(late, 4, NOISE, generator=rng)[rank::world])     # until trajectories have been there
     names = "wasserstein", "gp", "generator", "gap", "phi"                      # logged as means since the last report
     step, since, seconds, rows, totals = 0, 0, 0.0, [], torch.zeros(len(names), device=device)
-    parts = {"G": G, "C": C, "ema": ema, "norm": norm, "optimiser_G": optimiser_G, "optimiser_C": optimiser_C}
     if state:
-        for name, part in parts.items():
-            part.load_state_dict(state[name])
+        load(nets, state)
+        ema.load_state_dict(state["ema"])
+        nets["pool"].copy_(state["pool"][rank::world])
         rng.set_state(state["rng"])
         step, since, seconds, rows = state["step"], state["since"], state["seconds"], state["rows"]
         totals.copy_(state["totals"])
@@ -507,12 +981,14 @@ def main(args):
             raise InputError(f"{state_path} is at step {step} already, --resume would stop at {steps}; ask for more "
                              f"with --steps or --epochs.")
     elif output.exists():
-        print(f"{output} exists and is replaced at the first save (--resume would continue it).", file=sys.stderr)
+        print(f"{output} exists and is replaced at the first save (--resume would continue it).", file=said)
     options = {name: list(value) if isinstance(value, tuple) else value for name, value in vars(args).items()}
 
     def check():
-        sums = [*totals.tolist(), *(p.sum().item() for p in (*G.parameters(), *C.parameters()))]
-        if not all(map(math.isfinite, sums)):
+        sums = [*totals.tolist(), *(p.sum().item() for p in (*nets["G"].parameters(), *nets["C"].parameters()))]
+        distance = abs(sums[0]) / max(1, step - since)
+        # A critic of slope 1 cannot put more between two windows than their distance, about (2 T L D)^(1/2) in its units
+        if not all(map(math.isfinite, sums)) or distance > DIVERGED * math.sqrt(2 * T * L * D):
             raise InputError(f"training diverged before step {step}: " + (
                 f"{output} keeps that of step {saved}; start anew with a lower --lr, or try --resume." if saved else
                 "nothing was saved; start anew with a lower --lr."))
@@ -520,17 +996,19 @@ def main(args):
     def save_model(path):
         write_atomically(path, lambda part: torch.save(
             {"generator": {name: value.cpu() for name, value in ema.state_dict().items()},
-             "sizes": {"L": L, "D": D, "noise": NOISE, "width": G.width}, "model": meta["model"], "fps": meta["fps"],
+             "sizes": {"L": L, "D": D, "noise": NOISE, "width": ema.width}, "model": meta["model"], "fps": meta["fps"],
              "pca": pca, "options": options, "step": step, "window": T, "version": VERSION}, part))
 
     def save():
         check()
-        reestimate_batchnorm(ema, T, B, torch.Generator().manual_seed(args.seed + 1), late, burn_in)
-        write_atomically(state_path, lambda part: torch.save(
-            {**{name: value.state_dict() for name, value in parts.items()}, "rng": rng.get_state(), "step": step,
-             "since": since, "totals": totals, "seconds": seconds + time.perf_counter() - began, "rows": rows,
-             "options": options, "digest": digest, "version": VERSION}, part))
-        save_model(output)
+        pool = gathered(nets["pool"])
+        if rank == 0:
+            reestimate_batchnorm(ema, T, B, torch.Generator().manual_seed(args.seed + 1), late, args.horizon - T)
+            write_atomically(state_path, lambda part: torch.save(
+                {**states(nets), "ema": ema.state_dict(), "pool": pool, "rng": rng.get_state(), "step": step,
+                 "since": since, "totals": totals, "seconds": seconds + time.perf_counter() - began, "rows": rows,
+                 "options": options, "digest": digest, "version": VERSION}, part))
+            save_model(output)
 
     # A first Ctrl-C (or a scheduler's SIGTERM) ends the step at hand and saves; a second one stops at once
     stop = []
@@ -544,90 +1022,67 @@ def main(args):
     if threading.current_thread() is threading.main_thread():
         handlers = {number: signal.signal(number, ask_to_stop) for number in (signal.SIGINT, signal.SIGTERM)}
 
-    def fakes():
-        """Noise and what G makes of it. cuDNN's recurrent kernels have no second derivative, which the GAP needs."""
-        i = torch.randn(B, NOISE, generator=rng).to(device)                                 # (B, 32)
-        s = torch.randn(B, T - 1, NOISE, generator=rng).to(device)                          # (B, T-1, 32)
-        torch.set_float32_matmul_precision("highest")                           # products of 32 columns are slower in bf16
-        # The penalty is for the windows that begin with i, so it is their noise alone that needs gradients
-        i_start, s_start = i[:fresh].requires_grad_(True), s[:fresh].requires_grad_(True)
-        with torch.backends.cudnn.flags(enabled=False):
-            h = G.hidden(torch.cat([i_start, i[fresh:]]))                                   # (4, B, 32)
-            h = torch.cat([h[:, :fresh], aged(G, h[:, fresh:].detach(), burn_in, rng)], 1) if late else h
-            l = torch.cat([h[3][:, None], G.roll(torch.cat([s_start, s[fresh:]]), h)[0]], 1)            # (B, T, 32)
-        torch.set_float32_matmul_precision(args.matmul)
-        return i_start, s_start, l, G.translate(l)                                          # w (B, T, L, D)
+    def noise():
+        """Of the next step: this process's share of the batch, on the device."""
+        drawn = draw(rng, args.critic_steps, B, late, T, len(starts))
+        calls = step * args.critic_steps + torch.arange(args.critic_steps)
+        drawn["renew"] = (calls[:, None] + torch.arange(late)) % turns == 0
+        drawn = {name: value[:, rank::world].contiguous() for name, value in drawn.items()}
+        if device.type == "cuda":
+            drawn = {name: value.pin_memory() for name, value in drawn.items()}
+        return {name: value.to(device, non_blocking=True) for name, value in drawn.items()}
+
+    advance = functools.partial(train_step, nets, codes=codes, starts=starts, args=args)
+    if device.type == "cuda" and world == 1 and args.cuda_graph:
+        before = rng.get_state()
+        advance = graph_of(advance, noise(), nets)
+        rng.set_state(before)
 
     print(f"{N} frames, {len(starts)} windows of {T}, codes {L} x {D}, {per_epoch} steps per epoch, {steps} steps on "
-          f"{device}; real against real {100 * references['floor'] / references['frozen']:.2f} %", file=sys.stderr)
-    resumed, saved, began = step, step, time.perf_counter()
-    bar = tqdm(total=steps, initial=step, unit="step", mininterval=1.0, file=sys.stderr)
+          f"{device}{f' x {world}' if world > 1 else ''}; real against real "
+          f"{100 * references['floor'] / references['frozen']:.2f} %", file=said)
+    resumed, saved, stopping, began = step, step, False, time.perf_counter()
+    bar = tqdm(total=steps, initial=step, unit="step", mininterval=1.0, file=said)
     try:
-        while step < steps and not stop:
-            for optimiser, lr in ((optimiser_G, args.lr), (optimiser_C, args.lr_critic)):
-                for group in optimiser.param_groups:
-                    group["lr"] = lr * 0.5 ** (step / (args.lr_half_life * per_epoch))
-            # Critic: WGAN-GP. The fakes of the last critic step are also those of the generator step
-            for k in range(args.critic_steps):
-                index = starts[torch.randint(len(starts), (B,), generator=rng)][:, None] + offsets  # (B, T)
-                u = torch.rand(B, 1, 1, generator=rng).to(device)
-                with torch.set_grad_enabled(k == args.critic_steps - 1):
-                    i, s, l, w = fakes()
-                # Windows overlap: each frame goes through the first layer once, however many windows it is in
-                losses = []
-                for critic, group in zip(C, groups):
-                    frames, where = index[group].unique(return_inverse=True)
-                    # embedding(), as the backward pass of p[where] adds in any order when there are several threads
-                    p_real = F.embedding(where.to(device), first_layer(critic, codes[frames.to(device)]))   # (b, T, width)
-                    losses.append(critic_loss(critic, p_real, first_layer(critic, w[group].detach()), u[group]))
-                loss_C, gp = (sum(loss) / len(losses) for loss in zip(*losses))
-                optimiser_C.zero_grad()
-                (loss_C + args.lambda_gp * gp).backward()
-                optimiser_C.step()
-
-            # Generator: WGAN + gradient angle penalty
-            C.requires_grad_(False)
-            loss_G = -torch.stack([score(critic, first_layer(critic, w[group])).mean()
-                                   for critic, group in zip(C, groups)]).mean()
-            norm.update((l[:fresh, -1] - l[:fresh, 0]).detach())
-            gap, phi = gradient_angle_penalty(l[:fresh], i, s, norm)
-            optimiser_G.zero_grad()
-            (loss_G + args.lambda_gap * gap).backward()
-            optimiser_G.step()
-            C.requires_grad_(True)
+        while step < steps and not stopping:
+            # Critic and generator
+            for name, lr in (("optimiser_G", args.lr), ("optimiser_C", args.lr_critic)):
+                set_rate(nets[name], lr * 0.5 ** (step / (args.lr_half_life * per_epoch)))
+            torch.set_float32_matmul_precision(args.matmul)
+            totals += advance(noise=noise())                                    # sums for the log stay on the device
+            torch.set_float32_matmul_precision("highest")                       # for what is measured and saved
 
             # EMA of the generator; ours: a shorter memory at first, so that it forgets the initialisation
             step += 1
-            update_ema(ema, G, min(args.ema, step / (step + 9)))
-            torch.set_float32_matmul_precision("highest")                       # for what is measured and saved
-
-            # Sums for the log stay on the device
-            totals += torch.stack([-loss_C, gp, loss_G, gap, phi.mean()]).detach()
+            update_ema(ema, nets["G"], min(args.ema, step / (step + 9)))
             bar.update()
 
             # Report: how far sampled motion is from real motion, with random numbers of its own
             if step % args.report_every == 0 or step == steps:
                 check()
-                averages = (totals / (step - since)).tolist()
+                if world > 1:
+                    dist.all_reduce(totals)
+                averages = (totals / ((step - since) * world)).tolist()
                 took, look = time.perf_counter() - began, torch.Generator().manual_seed(args.seed + 1)
                 seconds += took
-                reestimate_batchnorm(ema, T, B, look, late, burn_in)
-                short = sample_coordinates(ema, SHORT, T, pca, look)                        # (2048, T, 32)
-                long = sample_coordinates(ema, LONG[0], max(LONG[1], 4 * T), pca, look)     # (128, 400, 32)
-                rows.append({"step": step, "epoch": round(step / per_epoch, 2), **dict(zip(names, averages)),
-                             **code_distances(references, short, long), "floor": references["floor"],
-                             "frozen": references["frozen"], "seconds": round(seconds, 1),
-                             "steps_per_second": round((step - max(since, resumed)) / took, 3),
-                             "memory_mb": round(peak_memory(device), 1)})
-                write_csv(beside(output, ".csv"), rows)
-                draw(beside(output, ".png"), rows, longest[:250], long[0, :250], meta["fps"])
-                r, sums = rows[-1], [row["short_percent"] + row["long_percent"] for row in rows]
-                if sums[-1] == min(sums):                                       # distances rise and fall between reports
-                    save_model(beside(output, ".best.pt"))
-                tqdm.write(f"step {step:6d}  W {r['wasserstein']:8.3f}  gp {r['gp']:7.4f}  G {r['generator']:8.3f}  "
-                           f"phi {math.degrees(r['phi']):4.1f} deg  short {r['short_percent']:6.2f} %  long "
-                           f"{r['long_percent']:6.2f} %  jitter {r['jitter_long']:5.2f}  {r['steps_per_second']:6.2f} "
-                           f"steps/s  {r['memory_mb']:6.0f} MB", file=sys.stderr)
+                if rank == 0:
+                    reestimate_batchnorm(ema, T, B, look, late, args.horizon - T)
+                    short = sample_coordinates(ema, SHORT, T, pca, look)                        # (2048, T, 32)
+                    long = sample_coordinates(ema, LONG[0], max(LONG[1], 4 * T), pca, look)     # (128, 400, 32)
+                    rows.append({"step": step, "epoch": round(step / per_epoch, 2), **dict(zip(names, averages)),
+                                 **code_distances(references, short, long), "floor": references["floor"],
+                                 "frozen": references["frozen"], "seconds": round(seconds, 1),
+                                 "steps_per_second": round((step - max(since, resumed)) / took, 3),
+                                 "memory_mb": round(peak_memory(device), 1)})
+                    write_csv(beside(output, ".csv"), rows)
+                    draw_curves(beside(output, ".png"), rows, longest[:250], long[0, :250], meta["fps"])
+                    r, sums = rows[-1], [row["short_percent"] + row["long_percent"] for row in rows]
+                    if sums[-1] == min(sums):                                   # distances rise and fall between reports
+                        save_model(beside(output, ".best.pt"))
+                    tqdm.write(f"step {step:6d}  W {r['wasserstein']:8.3f}  gp {r['gp']:7.4f}  G {r['generator']:8.3f}  "
+                               f"phi {math.degrees(r['phi']):4.1f} deg  short {r['short_percent']:6.2f} %  long "
+                               f"{r['long_percent']:6.2f} %  jitter {r['jitter_long']:5.2f}  {r['steps_per_second']:6.2f} "
+                               f"steps/s  {r['memory_mb']:6.0f} MB", file=said)
                 totals.zero_()
                 since, began = step, time.perf_counter()
 
@@ -635,19 +1090,23 @@ def main(args):
             if step % args.save_every == 0:
                 save()
                 saved = step
+            if world == 1:
+                stopping = bool(stop)
+            elif step % AGREE == 0:                                             # all stop at the same step
+                stopping = agreed(bool(stop), device)
         if saved != step:
             save()
     finally:
         bar.close()
         for number, handler in handlers.items():
             signal.signal(number, handler)
-    if stop:
+    if stopping:
         raise KeyboardInterrupt(f"stopped at step {step} of {steps} and saved; go on with --resume.")
     others = ", ".join(beside(output, ending).name for ending in (".best.pt", ".state.pt", ".csv", ".png"))
-    print(f"wrote {output} (step {step}) and beside it {others}", file=sys.stderr)
+    print(f"wrote {output} (step {step}) and beside it {others}", file=said)
 
 
-def options_parser():
+def options_parser(recipe="ours"):
     parser = argparse.ArgumentParser(description="Train the motion generator on the W+ codes of one actor.",
                                      formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument("latents", nargs="+", metavar="LATENTS", help="latents.npy of embed.py, or .npz")
@@ -659,6 +1118,8 @@ def options_parser():
     length.add_argument("--steps", type=positive_int, help="generator steps, instead of --epochs")
 
     method = parser.add_argument_group("method")
+    method.add_argument("--recipe", choices=("ours", "paper"), default="ours", help="defaults of the options below: "
+                        "those found by experiment, or the paper's own where it states them")
     method.add_argument("--window", type=int, default=25, help="frames of a window, t (sec. 3; 75 for hands)")
     method.add_argument("--batch", type=int, default=128, help="windows per step (suppl. 2.1)")
     method.add_argument("--lambda-gp", type=not_negative, default=50.0, help="weight of the gradient penalty (sec. 3)")
@@ -677,8 +1138,12 @@ def options_parser():
     # open in the paper; ours: three. Distances fall further per minute, and much further per step, than with one
     method.add_argument("--critic-steps", type=positive_int, default=3, help="per generator step (ours)")
     # ours: the paper's windows all begin with i (--horizon 0), and its samples of 400 frames go on from there untrained
-    method.add_argument("--horizon", type=int, default=400, help="frames within which sampled windows may lie; 0: all "
-                        "begin with the first frame (sec. 3)")
+    method.add_argument("--horizon", type=int, default=400, help="frames within which sampled windows begin; 0: all "
+                        "with the first frame (sec. 3)")
+    # ours: without it the critics learn the training windows by heart (after 2,200 steps they gave windows of another video of
+    # the same actor the same score as sampled ones) and say little about what is really different
+    method.add_argument("--instance-noise", type=not_negative, default=0.5, help="differences of real windows added to all "
+                        "that the critics see, times this (ours)")
     method.add_argument("--width", type=positive_int, help="of hidden layers, 512 in the paper; None: style width D")
     method.add_argument("--seed", type=int, default=0, help="of all random numbers")
 
@@ -686,10 +1151,14 @@ def options_parser():
     # ours: bf16 products in the training steps (TF32 on CUDA), where the processor has them; 1.5 times as fast on one core
     running.add_argument("--matmul", choices=("highest", "high", "medium"), default="medium",
                          help="precision of matrix products in training, as torch.set_float32_matmul_precision")
+    running.add_argument("--benchmark", action="store_true", help="measure a step against the plain way, train nothing")
+    running.add_argument("--no-cuda-graph", dest="cuda_graph", action="store_false", help="start every kernel by itself")
     running.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
     running.add_argument("--threads", type=positive_int, help="of the CPU; None: as many as torch finds")
     running.add_argument("--report-every", type=positive_int, default=500, help="steps between distances, CSV, plot")
     running.add_argument("--save-every", type=positive_int, default=500, help="steps between saves")
+    if recipe == "paper":
+        parser.set_defaults(**PAPER)
     return parser
 
 
@@ -724,8 +1193,12 @@ def momentum(text):
 if __name__ == "__main__":
     parser = options_parser()
     try:
-        main(parser.parse_args())
+        arguments = parser.parse_args()
+        arguments = options_parser(arguments.recipe).parse_args()
+        with several_processes(arguments):
+            benchmark(arguments) if arguments.benchmark else main(arguments)
     except InputError as error:
-        parser.exit(2, f"train.py: {error}\n")
+        first = os.environ.get("RANK", "0") == "0"                              # one process speaks for all
+        parser.exit(2, f"train.py: {error}\n" if first else None)
     except KeyboardInterrupt as error:
         parser.exit(130, f"train.py: {str(error) or 'stopped before the training began; nothing was written.'}\n")

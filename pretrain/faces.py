@@ -881,6 +881,25 @@ def talk(n, fps, seed):
     return np.clip(np.stack([track[name] for name in MOTION], 1), -1, 1).astype(np.float32), place
 
 
+def repeat(n, fps, seed, times):
+    """One sentence said `times` times in n frames, as talk() returns it: each time the tempo sways by up to a tenth of a second
+    and every movement is a little stronger or weaker; within the last half second all returns to where it began."""
+    m, rng = n // times, np.random.RandomState(seed)
+    motion, place = talk(m, fps, seed)
+    track = np.concatenate([motion, np.stack(list(place.values()), 1)], 1)      # (m, 11 + 4)
+    back = np.clip((np.arange(m) - m) / (0.5 * fps) + 1, 0, 1)[:, None]         # 0, but rises to 1 at the end
+    track = track + (3 * back ** 2 - 2 * back ** 3) * (track[0] - track)
+    parts, middle = [], track.mean(0)
+    for k in range(times):
+        t = np.arange(m + (n % times if k == times - 1 else 0))
+        sway = 0.1 * fps * rng.uniform(-1, 1) * np.sin(np.pi * t / m) + 0.05 * fps * rng.uniform(-1, 1) * np.sin(3 * np.pi * t / m)
+        said = np.stack([np.interp(t + sway, np.arange(m), column) for column in track.T], 1)
+        parts.append(middle + (said - middle) * (1 + 0.06 * rng.uniform(-1, 1, track.shape[1]) * np.sin(np.pi * np.minimum(t / m, 1))[:, None]))
+    said = np.concatenate(parts)
+    return (np.clip(said[:, :len(MOTION)], -1, 1).astype(np.float32),
+            {name: said[:, len(MOTION) + k] for k, name in enumerate(place)})
+
+
 def actor(seed, spread=0.8):
     """Identity for a clip, (Z,) with motion and camera at rest: random, a little nearer to the average than z is."""
     p = spread * params(np.random.RandomState(seed).standard_normal(Z))
@@ -888,10 +907,10 @@ def actor(seed, spread=0.8):
     return p
 
 
-def clip(seconds, fps, seed, size=512, voice=0):
-    """Frames (size, size, 3) uint8 RGB of one head talking, one by one. seed: who; voice: what is said."""
+def clip(seconds, fps, seed, size=512, voice=0, times=1):
+    """Frames (size, size, 3) uint8 RGB of one head talking, one by one. seed: who; voice: what is said; times: how often."""
     n, p = round(seconds * fps), actor(seed)
-    motion, place = talk(n, fps, voice)
+    motion, place = talk(n, fps, voice) if times == 1 else repeat(n, fps, voice, times)
     for k in range(n):
         p[len(IDENTITY):len(IDENTITY) + len(MOTION)] = motion[k]
         yield draw_scene(p, size, **{name: float(track[k]) for name, track in place.items()})
@@ -902,7 +921,7 @@ def check(args):
     if not args.sheet and not args.clip:
         raise InputError("nothing to draw; name a picture with --sheet or a video with --clip.")
     for name, lo, hi in (("seconds", 0.1, 3600), ("fps", 1, 240), ("size", 64, 2048), ("seed", 0, 2 ** 32 - 1),
-                         ("voice", 0, 2 ** 32 - 1), ("crf", 0, 51)):
+                         ("voice", 0, 2 ** 32 - 1), ("times", 1, 100), ("crf", 0, 51)):
         if not lo <= getattr(args, name) <= hi:
             raise InputError(f"--{name} {getattr(args, name)} is out of range; give {lo} to {hi}.")
     if args.size % 8:                                                           # coarse masks have to end at the border
@@ -922,7 +941,7 @@ def main(args):
         print(f"faces.py: wrote {args.sheet}, 48 heads.", file=sys.stderr)
     if args.clip:
         with VideoWriter(args.clip, args.fps, crf=args.crf) as video:
-            for frame in tqdm(clip(args.seconds, args.fps, args.seed, args.size, args.voice), unit="frame",
+            for frame in tqdm(clip(args.seconds, args.fps, args.seed, args.size, args.voice, args.times), unit="frame",
                               total=round(args.seconds * args.fps), desc=args.clip, mininterval=0.5):
                 video.write(frame)
         print(f"faces.py: wrote {args.clip}, {video.frames} frames.", file=sys.stderr)
@@ -938,6 +957,7 @@ if __name__ == "__main__":
     parser.add_argument("--size", type=int, default=512, help="side of the video in pixels")
     parser.add_argument("--seed", type=int, default=0, help="who is drawn")
     parser.add_argument("--voice", type=int, default=0, help="what is said")
+    parser.add_argument("--times", type=int, default=1, help="how often it is said within these seconds")
     parser.add_argument("--crf", type=float, default=20, help="x264's quality")
     try:
         main(parser.parse_args())

@@ -1,0 +1,193 @@
+"""The paper's two experiments on the gradient angle penalty (sec. 4), at the size of the demo.
+
+    python -m pretrain.penalty looping -o looping               # one sentence three times; 20 models with, 20 without penalty
+    python -m pretrain.penalty ablation latents.npy -o ablation # short and long distance, 5 seeds with and 5 without
+
+looping: "a very short training sequence (one single sentence, spoken three times, 20 seconds in total)". It is drawn by
+pretrain/faces.py and embedded by embed.py, models are trained as the paper does (every sampled window begins with i:
+--horizon 0) and sampled for 1500 frames; evaluate.py's loop score says which of them loop. ablation: the layout of the
+paper's table 1, with train.py's distances of codes in place of FVD.
+
+Every model is a training of its own, --jobs of them at a time, one thread each. Stop and start again as you like: what is
+finished is kept, what was going on goes on. Writes looping.json and .png, or ablation.json, into the folder of -o; the
+table goes to standard output. Deterministic on one machine.
+"""
+
+import argparse
+import json
+import math
+import os
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from tqdm import tqdm
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))                                   # lets `python pretrain/penalty.py` find its siblings
+import evaluate
+import train
+from models import InputError
+from sample import load_motion, sample
+
+DRAWS = 4               # ours: evaluations of one model, of 2048 windows each; they differ by about one percent
+KINDS = {"with": "with the penalty", "without": "without"}
+
+
+def run(command):
+    """A script of this project in a process of its own; its last line on stderr becomes the error."""
+    result = subprocess.run([sys.executable, *map(str, command)], cwd=ROOT, capture_output=True, text=True,
+                            env={**os.environ, "OMP_NUM_THREADS": "1"})
+    if result.returncode:
+        raise InputError((result.stderr.strip().splitlines() or [f"{command[0]} failed without a word."])[-1])
+
+
+def train_models(latents, folder, names, steps, jobs, options):
+    """Train names = {name: [option, ...]} as folder/name.pt, as far as they are not there yet."""
+    def one(name):
+        output, done = folder / f"{name}.pt", 0
+        if output.is_file():
+            try:
+                done = torch.load(output, weights_only=True)["step"]
+            except Exception:                                   # not ours, or damaged: anew
+                done = 0
+        if done < steps:
+            go_on = ["--resume"] if train.beside(output, ".state.pt").is_file() else []
+            run(["train.py", latents, "-o", output, "--steps", steps, "--threads", 1, "--report-every", 250, "--save-every", 250,
+                 *options, *names[name], *go_on])
+        bar.update()
+
+    with tqdm(total=len(names), desc=f"training {folder}", unit="model", mininterval=1.0) as bar:
+        with ThreadPoolExecutor(jobs) as pool:
+            for result in [pool.submit(one, name) for name in names]:
+                result.result()
+
+
+def write_json(path, found):
+    train.write_atomically(path, lambda part: part.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8"))
+
+
+# ------------------------------------------------------------------------------------------------------------------
+# Looping
+# ------------------------------------------------------------------------------------------------------------------
+
+def looping(args):
+    folder = Path(args.output).resolve()
+    video, latents = folder / "sentence.mp4", folder / "sentence.npy"
+    if not latents.is_file():
+        run(["-m", "pretrain.faces", "--clip", video, "--seconds", 20, "--times", 3, "--seed", 8])
+        run(["embed.py", video, "-o", latents])
+    names = {f"{kind}-{seed:02d}": ["--seed", seed, "--lambda-gap", args.lambda_gap if kind == "with" else 0]
+             for seed in range(args.models) for kind in KINDS}
+    train_models(latents, folder, names, args.steps, args.jobs, ["--horizon", 0, "--batch", args.batch])
+
+    codes, meta = train.load_latents(latents)
+    found = {"models": args.models, "steps": args.steps, "batch": args.batch, "lambda_gap": args.lambda_gap,
+             "threshold": evaluate.LOOPS, "samples": evaluate.LOOP_SAMPLES, "frames": evaluate.LOOP_FRAMES}
+    for name in tqdm(names, desc="sampling", unit="model"):
+        G, motion = load_motion(folder / f"{name}.pt", torch.device("cpu"))
+        table = evaluate.loop_table(G, motion, codes, meta["clips"])
+        # ours: a model loops when most of its samples do
+        found.setdefault(name.split("-")[0], []).append({**{key: table[key] for key in ("scores", "lags", "mean", "looping")},
+                                                         "loops": 2 * table["looping"] > table["samples"]})
+        found["training_video"] = table["training_video"]
+    write_json(folder / "looping.json", found)
+    draw_looping(folder, found, names)
+    print(f"Loops: {args.models} models each, {found['samples']} samples of {found['frames']} frames per model; a sample loops "
+          f"below {found['threshold']}, a model when most of its samples do; the training video scores "
+          f"{found['training_video']:.3f}")
+    print(f"{'':18s}{'models that loop':>18s}{'samples that loop':>20s}{'mean score':>12s}{'paper':>12s}")
+    for kind, paper in (("with", "6 of 20"), ("without", "19 of 20")):
+        rows = found[kind]
+        models, samples = sum(row["loops"] for row in rows), sum(row["looping"] for row in rows)
+        print(f"{KINDS[kind]:18s}{models:8d} of {len(rows):<6d}{samples:11d} of {found['samples'] * len(rows):<5d}"
+              f"{np.mean([row['mean'] for row in rows]):12.3f}{paper:>12s}")
+
+
+def draw_looping(folder, found, names):
+    """Scores of all models, and the first coordinate of a sample of the median model of each kind beside the video's."""
+    figure = Figure(figsize=(12, 5), layout="constrained")
+    axes = figure.subplot_mosaic([["scores", "video"], ["scores", "with"], ["scores", "without"]], width_ratios=[1, 2])
+    for k, kind in enumerate(KINDS):
+        means = [row["mean"] for row in found[kind]]
+        axes["scores"].scatter(k + np.linspace(-0.2, 0.2, len(means)), sorted(means), s=14)
+    axes["scores"].axhline(found["threshold"], color="gray", linestyle=":")
+    axes["scores"].set(title="loop score of each model\n(0: exact loop)", xticks=range(len(KINDS)), ylim=(0, None))
+    axes["scores"].set_xticklabels(KINDS.values())
+    codes, _ = train.load_latents(folder / "sentence.npy")
+    for kind in ("video", *KINDS):
+        if kind == "video":
+            pca = load_motion(folder / f"{next(iter(names))}.pt", torch.device("cpu"))[1]["pca"]
+            x = train.coordinates(torch.from_numpy(codes), pca)[:, 0]
+        else:
+            middle = int(np.argsort([row["mean"] for row in found[kind]])[len(found[kind]) // 2])
+            G, motion = load_motion(folder / f"{kind}-{middle:02d}.pt", torch.device("cpu"))
+            w = np.concatenate(list(sample(G, evaluate.LOOP_FRAMES, 0)))
+            x = train.coordinates(torch.from_numpy(w), motion["pca"])[:, 0]
+        axes[kind].plot(np.arange(len(x)) / 25, x, linewidth=0.8)
+        axes[kind].set(title={"video": "the training video"}.get(kind, f"a sample, {KINDS.get(kind)}"), xlim=(0, 60))
+    axes["without"].set_xlabel("seconds")
+    train.write_atomically(folder / "looping.png", lambda part: figure.savefig(part, format="png", dpi=80))
+
+
+# ------------------------------------------------------------------------------------------------------------------
+# Ablation
+# ------------------------------------------------------------------------------------------------------------------
+
+def ablation(args):
+    folder = Path(args.output).resolve()
+    latents = Path(args.latents).resolve()
+    codes, meta = train.load_latents(latents)
+    names = {f"{kind}-{seed}": ["--seed", seed, *(["--lambda-gap", 0] if kind == "without" else
+                                                 [] if args.lambda_gap is None else ["--lambda-gap", args.lambda_gap])]
+             for seed in range(args.models) for kind in KINDS}
+    steps = args.steps or args.epochs * math.ceil(len(train.window_starts(meta["clips"], 25)) / 128)
+    train_models(latents, folder, names, steps, args.jobs, [])
+    found = {"models": args.models, "steps": steps, "draws": DRAWS, "with": [], "without": []}
+    for name in tqdm(names, desc="measuring", unit="model"):
+        G, motion = load_motion(folder / f"{name}.pt", torch.device("cpu"))
+        tables = [evaluate.code_table(G, motion, codes, meta["clips"], 1000 + seed) for seed in range(DRAWS)]
+        found[name.split("-")[0]].append({key: float(np.mean([t[key] for t in tables])) for key in
+                                          ("short", "short_percent", "long", "long_percent", "frame_short", "frame_long")})
+        found |= {key: tables[0][key] for key in ("floor_percent", "frozen")}
+    write_json(folder / "ablation.json", found)
+    print(f"Fréchet distance of windows, % of frozen frames (lower is better), and of single frames; mean ± standard deviation of "
+          f"{args.models} models of {steps} steps; real against real {found['floor_percent']:.2f} %")
+    print(" " * 18 + "".join(f"{head:>16s}" for head in ("short, %", "long, %", "frame, short", "frame, long")))
+    for kind in KINDS:
+        cells = [[row[key] for row in found[kind]] for key in ("short_percent", "long_percent", "frame_short", "frame_long")]
+        print(f"{KINDS[kind]:18s}" + "".join(f"{np.mean(c):9.2f} ± {np.std(c, ddof=min(1, len(c) - 1)):4.2f}" for c in cells))
+
+
+def main(args):
+    if args.models < 1 or args.jobs < 1:
+        raise InputError("--models and --jobs must be at least 1.")
+    Path(args.output).mkdir(parents=True, exist_ok=True)
+    {"looping": looping, "ablation": ablation}[args.experiment](args)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    kinds = parser.add_subparsers(dest="experiment", required=True)
+    for name in ("looping", "ablation"):
+        sub = kinds.add_parser(name, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+        if name == "ablation":
+            sub.add_argument("latents", metavar="LATENTS", help="latents.npy of embed.py")
+            sub.add_argument("--epochs", type=int, default=350, help="of each model (sec. 3)")
+        sub.add_argument("-o", "--output", default=name, help="folder for models and results")
+        sub.add_argument("--models", type=int, default=20 if name == "looping" else 5, help="of each kind (sec. 4)")
+        sub.add_argument("--steps", type=int, default=1000 if name == "looping" else None, help="generator steps of each model")
+        sub.add_argument("--lambda-gap", type=float, default=100.0 if name == "looping" else None, help="with the penalty (sec. 3)")
+        sub.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="models trained at a time")
+        if name == "looping":
+            sub.add_argument("--batch", type=int, default=32, help="windows per step (ours; 128 in the paper, for more data)")
+    try:
+        main(parser.parse_args())
+    except InputError as error:
+        parser.exit(2, f"penalty.py: {error}\n")
+    except KeyboardInterrupt:
+        parser.exit(130, "penalty.py: interrupted; the same command goes on.\n")
