@@ -767,7 +767,7 @@ class MotionGenerator(nn.Module):
         lead = l.shape[:-1]
         v = self.translate_in(l.reshape(-1, self.noise))                        # (N, width)
         weight = self.rows.transpose(1, 2).reshape(-1, self.width)              # (L D, width)
-        w = F.leaky_relu(F.linear(v, weight, self.rows_bias.flatten()), SLOPE)  # (N, L D)
+        w = F.leaky_relu_(F.linear(v, weight, self.rows_bias.flatten()), SLOPE) # (N, L D)
         return self.rows_norm(w).reshape(*lead, self.L, self.D)
 
     def forward(self, i, s):

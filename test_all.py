@@ -1333,10 +1333,12 @@ def step_arguments(*options):
     return codes, noise, args
 
 
-@pytest.mark.parametrize("options, late", (((), 8), (("--critic-steps", "1", "--window", "7"), 8), (("--horizon", "0", "--instance-noise", "0"), 0)))
+@pytest.mark.parametrize("options, late", (((), 8), (("--critic-steps", "1", "--window", "7"), 8), ((), 1), (("--horizon", "0", "--instance-noise", "0"), 0)))
 def test_a_step_equals_the_plain_way_of_doing_it(options, late):
     codes, noise, args = step_arguments(*options)
     noise["renew"], noise["before"] = noise["renew"][:, :late], noise["before"][:, :late]
+    if late == 1:                                                               # a batch of three: two first windows, one later
+        noise = {name: value[:, :3] if name not in ("renew", "before") else value for name, value in noise.items()}
     (a, logged), (b, wanted) = (double_step(codes, noise, args, step, late) for step in (train.train_step, train.plain_step))
     assert torch.allclose(logged, wanted, rtol=1e-9) and len(a["C"]) == (2 if late else 1)
     assert torch.allclose(a["pool"], b["pool"], atol=1e-12) and torch.allclose(a["norm"].mean, b["norm"].mean, atol=1e-12)
@@ -1577,23 +1579,69 @@ def test_killed_training_leaves_whole_files(codes, tmp_path):
                                 "--report-every", "1000000", "--save-every", "1", *map(str, SMALL)],
                                stderr=subprocess.DEVNULL)
     deadline = time.time() + 120
-    while not (tmp_path / "m.pt").exists() and time.time() < deadline:
+    while not (tmp_path / "m.state.pt").exists() and time.time() < deadline:
         time.sleep(0.2)
     process.send_signal(signal.SIGKILL)
     process.wait()
     state, motion = (torch.load(tmp_path / n, weights_only=True) for n in ("m.state.pt", "m.pt"))
-    assert state["step"] >= motion["step"] >= 1
+    assert motion["step"] >= state["step"] >= 1
     go_on = run("train.py", codes, "-o", tmp_path / "m.pt", "--steps", state["step"] + 1, "--resume")
     assert go_on.returncode == 0, go_on.stderr.decode()
     assert torch.load(tmp_path / "m.pt", weights_only=True)["step"] == state["step"] + 1
 
 
-def test_killed_training_goes_on_to_the_same_end(codes, tmp_path, kills=3):
+def penalty_run(*args):
+    return subprocess.run([sys.executable, "-m", "pretrain.penalty", *map(str, args)], cwd=ROOT, capture_output=True, timeout=580)
+
+
+def test_experiments_on_the_penalty(codes, tmp_path):
+    """Both at toy size, and once more: what is finished is kept. Without the penalty its weight is 0, the rest is equal."""
+    x = np.load(codes)[:50]
+    np.save(tmp_path / "sentence.npy", np.concatenate([x, x[::-1], x]))        # there already: nothing is drawn
+    options = ["--models", 1, "--steps", 2, "--jobs", 2]
+    result = penalty_run("looping", "-o", tmp_path, *options, "--batch", 4)
+    assert result.returncode == 0, result.stderr.decode()
+    found = json.loads((tmp_path / "looping.json").read_text())
+    motions = {kind: torch.load(tmp_path / f"{kind}-00.pt", weights_only=True) for kind in ("with", "without")}
+    assert motions["with"]["options"]["lambda_gap"] == 100 and motions["without"]["options"]["lambda_gap"] == 0
+    assert {kind: m["options"]["horizon"] for kind, m in motions.items()} == {"with": 0, "without": 0}
+    w = np.concatenate(list(sample.sample(sample.load_motion(tmp_path / "with-00.pt", torch.device("cpu"))[0], 1500, 0)))
+    y = train.coordinates(torch.from_numpy(w), motions["with"]["pca"]) / motions["with"]["pca"]["std"]
+    assert found["with"][0]["scores"][0] == pytest.approx(evaluate.loop_score(y.numpy())[0], rel=1e-6)
+    assert found["with"][0]["looping"] == sum(s < evaluate.LOOPS for s in found["with"][0]["scores"])
+    assert cv2.imread(str(tmp_path / "looping.png")) is not None and "19 of 20" in result.stdout.decode()
+    before = (tmp_path / "with-00.pt").stat().st_mtime_ns
+    result = penalty_run("ablation", tmp_path / "sentence.npy", "-o", tmp_path / "ablation", *options)
+    assert result.returncode == 0, result.stderr.decode()
+    again = penalty_run("looping", "-o", tmp_path, *options, "--batch", 4)
+    assert again.returncode == 0 and json.loads((tmp_path / "looping.json").read_text()) == found
+    assert (tmp_path / "with-00.pt").stat().st_mtime_ns == before
+    table = json.loads((tmp_path / "ablation" / "ablation.json").read_text())
+    assert len(table["with"]) == len(table["without"]) == 1 and table["with"] != table["without"]
+    assert f"{table['without'][0]['short_percent']:.2f}" in result.stdout.decode()
+    assert_refused(penalty_run("ablation", tmp_path / "none.npy", "-o", tmp_path / "x"), "none.npy")
+
+
+def test_one_sentence_three_times():
+    """Nearly the same three times, but not quite; and it ends where it begins."""
+    motion, place = faces.repeat(500, 25, 4, 3)
+    assert motion.shape == (500, len(faces.MOTION)) and all(track.shape == (500,) for track in place.values())
+    first, second, third = motion[:166], motion[166:332], motion[332:498]
+    apart = np.abs(first - motion[83:249]).mean()                               # half a sentence later
+    for a, b in ((first, second), (second, third)):
+        assert 0.001 < np.abs(a - b).mean() < 0.35 * apart
+    assert np.abs(motion[165] - motion[166]).max() < 0.1
+    assert np.array_equal(motion, faces.repeat(500, 25, 4, 3)[0])
+
+
+@pytest.mark.skipif(os.name == "nt", reason="SIGKILL is POSIX")
+def test_killed_training_goes_on_to_the_same_end(codes, tmp_path):
     """kill -9 at random moments, each resumed: in the end the weights of a training that nothing happened to, bit for bit.
 
-    `python test_all.py --kills 20` does it more often.
+    Three times; KILLS=20 in the environment makes it twenty.
     """
-    options = ["--steps", 60, "--report-every", 7, "--save-every", 2, *SMALL]
+    kills = int(os.environ.get("KILLS", 3))
+    options = ["--steps", 20 * kills, "--report-every", 7, "--save-every", 2, *SMALL]
     assert run("train.py", codes, "-o", tmp_path / "whole.pt", *options).returncode == 0
     rng, done = random.Random(kills), 0
     command = [sys.executable, str(ROOT / "train.py"), str(codes), "-o", str(tmp_path / "m.pt"), *map(str, options)]
@@ -1608,10 +1656,10 @@ def test_killed_training_goes_on_to_the_same_end(codes, tmp_path, kills=3):
         if process.wait() == 0:                                     # it had finished; once more from the start
             state.unlink()
         done += 1
-    if (torch.load(state, weights_only=True)["step"] if state.exists() else 0) < 60:
+    if (torch.load(state, weights_only=True)["step"] if state.exists() else 0) < 20 * kills:
         assert subprocess.run(command + (["--resume"] if state.exists() else []), stderr=subprocess.DEVNULL).returncode == 0
     whole, parts = (torch.load(tmp_path / f"{name}.pt", weights_only=True) for name in ("whole", "m"))
-    assert whole["step"] == parts["step"] == 60
+    assert whole["step"] == parts["step"] == 20 * kills
     assert all(torch.equal(whole["generator"][n], parts["generator"][n]) for n in whole["generator"])
 
 
@@ -1653,6 +1701,7 @@ def test_what_a_graph_knows_is_put_back_in_place():
 def test_the_papers_recipe(codes, tmp_path):
     result = run("train.py", codes, "-o", tmp_path / "m.pt", "--recipe", "paper", "--steps", 2, "--lambda-gap", 7, *SMALL)
     assert result.returncode == 0, result.stderr.decode()
+    assert_refused(run("train.py", codes, "-o", tmp_path / "two.pt", *SMALL, "--batch", 2), "--batch 2", "at least 4")
     options = torch.load(tmp_path / "m.pt", weights_only=True)["options"]
     assert (options["lr"], options["lr_critic"], options["horizon"], options["lambda_gap"]) == (0.005, 0.005, 0, 7.0)
     again = run("train.py", codes, "-o", tmp_path / "m.pt", "--resume", "--steps", 3)
@@ -1673,7 +1722,7 @@ def test_benchmark_compares_like_with_like(codes, tmp_path):
     result = run("train.py", codes, "--benchmark", "--steps", 1, *SMALL)
     assert result.returncode == 0, result.stderr.decode()
     text = result.stdout.decode()
-    rows = {line.split()[0]: line.split()[1:] for line in text.splitlines() if line.startswith(("train_step", "plain_step"))}
+    rows = {line.split()[0]: line.split()[1:] for line in text.splitlines() if len(line.split()) == 7 and "_step" in line}
     fast, plain = (float(rows[name][2]) for name in ("train_step", "plain_step"))
     assert 0 < fast < plain and "times as fast" in text                        # multiplications, counted
     assert float(result.stderr.decode().split("differ by ")[1].split()[0]) < 1e-6
@@ -1701,9 +1750,24 @@ def test_later_windows_have_a_critic_of_their_own(codes, tmp_path):
     assert {n.split(".")[0] for n in paper["C"]} == {"0"} and {n.split(".")[0] for n in ours["C"]} == {"0", "1"}
     assert any(not torch.equal(ours["C"][n], ours["C"]["1" + n[1:]]) for n in paper["C"])
     assert any(not torch.equal(paper["G"][n], ours["G"][n]) for n in paper["G"])
-    lr = [paper[o]["param_groups"][0]["lr"] for o in ("optimiser_G", "optimiser_C")]
+    row = list(train.csv.DictReader((tmp_path / "paper.csv").read_text().splitlines()))[-1]
     per_epoch = math.ceil(len(train.window_starts([(0, 50), (50, 90)], 6)) / 8)
-    assert lr == [pytest.approx(0.001 * 0.5 ** (2 / (100 * per_epoch)))] * 2    # halved every 100 epochs
+    assert [float(row["lr"]), float(row["lr_critic"])] == [pytest.approx(0.001 * 0.5 ** (2 / (100 * per_epoch)))] * 2   # 100 epochs
+
+
+def test_the_optimisers_follow_the_schedule():
+    """set_rate() reaches the step itself: at rate zero nothing moves; and a tensor, as on CUDA, is filled in place."""
+    codes, noise, args = step_arguments()
+    nets = train.networks(codes, 8, args)
+    before = [p.clone() for name in ("G", "C") for p in nets[name].parameters()]
+    for name in ("optimiser_G", "optimiser_C"):
+        train.set_rate(nets[name], 0.0)
+    train.train_step(nets, noise, codes, torch.arange(60), args)
+    assert all(torch.equal(a, b) for a, b in zip(before, [p for name in ("G", "C") for p in nets[name].parameters()]))
+    group = nets["optimiser_G"].param_groups[0]
+    rate = group["lr"] = torch.tensor(0.5)
+    train.set_rate(nets["optimiser_G"], 0.25)
+    assert group["lr"] is rate and rate.item() == 0.25
 
 
 def test_only_the_generator_learns_from_the_generator_step():

@@ -57,7 +57,7 @@ PER_LONG = 16       # windows cut from each long sample: 128 x 16 = 2048 again
 SPACE = 64          # ours: principal dimensions of a window in which distances are measured; 2048 windows determine a
 #                     64 x 64 covariance well, but not the 800 x 800 one of 25 x 32 coordinates
 REESTIMATE = 16     # ours: batches from which BatchNorm statistics are re-estimated (2048 windows at batch 128)
-AGREE = 10          # ours: steps after which several processes ask each other whether to stop
+AGREE = 10          # ours: steps after which several GPUs ask each other whether to stop, as that waits for them
 DIVERGED = 10       # ours: times the largest distance that a critic of slope 1 can see; training stops beyond it
 VERSION = 1         # of motion.pt
 
@@ -551,7 +551,7 @@ def differences(real, sigma):
     """Instance noise for real and for sampled windows: differences of real windows (b, ...), sigma times.
 
     Each has the covariance of real windows. The rows that are subtracted lie a quarter of the batch apart, so that shares
-    of several processes, r, r + n, ..., find the same partners.
+    of n processes, r, r + n, ..., find the same partners (where the rows are a multiple of 4 n).
     """
     quarter = max(1, len(real) // 4)
     a, b, c = (real.roll(k * quarter, 0) for k in (1, 2, 3))
@@ -571,7 +571,8 @@ def generate(nets, i, s, before, renew):
     with torch.backends.cudnn.flags(enabled=not torch.is_grad_enabled()):
         h = G.hidden(i)                                                                         # (4, b, 32)
         if len(pool):
-            later = G.roll(before, pool.transpose(0, 1).contiguous())[1]                        # (4, B - b, 32)
+            # clone: the backward pass needs the memories as they were, and pool is overwritten
+            later = G.roll(before, pool.transpose(0, 1).clone(memory_format=torch.contiguous_format))[1]    # (4, B - b, 32)
             with torch.no_grad():
                 pool.copy_(torch.where(renew[:, None], h[:, :len(pool)], later).transpose(0, 1))
             h = torch.cat([h, later], 1)
@@ -641,7 +642,7 @@ def plain_step(nets, noise, codes, starts, args):
         last = k == args.critic_steps - 1
         i, s = noise["i"][k, :fresh].requires_grad_(last), noise["s"][k, :fresh].requires_grad_(last)
         with torch.set_grad_enabled(last), torch.backends.cudnn.flags(enabled=False):
-            first, later = G.hidden(i), pool.transpose(0, 1).contiguous()
+            first, later = G.hidden(i), pool.transpose(0, 1).clone(memory_format=torch.contiguous_format)
             if len(pool):
                 later = G.roll(noise["before"][k], later)[1]
                 pool.copy_(torch.where(noise["renew"][k][:, None], first[:, :len(pool)], later).detach().transpose(0, 1))
@@ -727,6 +728,8 @@ class CountFlops(TorchDispatchMode):
 
 def benchmark(args, rounds=5):
     """Time train_step() against plain_step() on the same numbers, in turns; a table on standard output."""
+    if processes()[0] > 1:
+        raise InputError("--benchmark measures one process; start it without torchrun.")
     device = choose_device(args.device)
     if args.threads:
         torch.set_num_threads(args.threads)
@@ -760,7 +763,7 @@ def benchmark(args, rounds=5):
         logged.append(torch.stack([
             step(nets, {name: value.double() if value.is_floating_point() else value for name, value in batch.items()},
                  codes.double(), starts, args) for batch in batches]))
-    apart = ((logged[0] - logged[1]).abs() / logged[1].abs()).max().item()
+    apart = ((logged[0] - logged[1]).abs() / logged[1].abs().clamp_min(1e-9)).max().item()
     print(f"{len(batches)} steps in float64: the losses of both differ by {apart:.1e} of their size", file=sys.stderr)
     if not apart < 1e-6:
         raise InputError("train_step and plain_step do not compute the same; please report this with your torch version.")
@@ -806,7 +809,7 @@ def benchmark(args, rounds=5):
     for row in rows:
         seconds = sorted(row["seconds"])[rounds // 2]
         row["median"], rate = seconds, row["flops"] / seconds
-        print(f"{row['name']:12s}{1 / seconds:10.2f}{B / seconds:12.0f}{row['flops'] / 1e9:12.1f}{rate / 1e9:10.1f}"
+        print(f"{row['name']:12s}{1 / seconds:10.2f}{B / seconds:12.0f}{row['flops'] / 1e9:12.3f}{rate / 1e9:10.1f}"
               f"{100 * rate / row['peak']:10.1f}%{row['memory']:8.0f}")
     per_epoch = math.ceil(len(starts) / B)
     print(f"train_step is {rows[1]['median'] / rows[0]['median']:.2f} times as fast; {args.epochs} epochs of {len(starts)} "
@@ -838,7 +841,7 @@ def write_atomically(path, write):
 def write_csv(path, rows):
     def write(part):
         with open(part, "w", newline="", encoding="utf-8") as file:
-            table = csv.DictWriter(file, rows[0])
+            table = csv.DictWriter(file, rows[-1])
             table.writeheader()
             table.writerows(rows)
     write_atomically(path, write)
@@ -888,6 +891,8 @@ def choose_device(name):
         torch.zeros(1, device=name)
     except Exception as error:                                                  # torch raises several types here
         raise InputError(f"--device {name} cannot be used ({str(error).splitlines()[0]}); try --device cpu.") from None
+    if torch.device(name).type == "cuda":
+        torch.cuda.set_device(name if ":" in name else 0)                       # streams and graphs belong to the current device
     return torch.device(name)
 
 
@@ -939,7 +944,6 @@ def main(args):
     if args.threads:
         torch.set_num_threads(args.threads)
     device = choose_device(args.device)
-    torch.set_float32_matmul_precision(args.matmul)
     world, rank = processes()
     if args.batch % (2 * world) and world > 1:
         raise InputError(f"--batch {args.batch} cannot be shared by {world} processes: give a multiple of {2 * world}.")
@@ -955,6 +959,9 @@ def main(args):
     codes = torch.from_numpy(codes).to(device)                                  # (N, L, D)
     starts = window_starts(meta["clips"], T).to(device)                         # (n,)
     late = B // 2 if args.horizon >= 2 * T - 1 else 0                           # windows further on in their trajectories
+    if (B - late) // world < 2:
+        raise InputError(f"--batch {B} leaves {(B - late) // world} window at the start of a trajectory to a process, fewer than "
+                         f"BatchNorm needs; give at least {4 * world}.")
     turns = max(1, (args.horizon - 1) // (T - 1))                               # so many in each, one after the other
     per_epoch = math.ceil(len(starts) / B)  # ours: an epoch shows as many windows as there are places to start one
     steps = args.steps if args.steps is not None else args.epochs * per_epoch   # ours: a step = one generator step
@@ -965,6 +972,7 @@ def main(args):
     # Networks, optimisers, and the one random stream of the training
     nets = networks(codes, late // world, args)
     ema = copy.deepcopy(nets["G"]).requires_grad_(False)
+    ema.produce.flatten_parameters()                                            # one piece of memory again, for cuDNN
     share_batch_norm(nets["G"])
     rng = torch.Generator().manual_seed(args.seed)
     nets["pool"].copy_(torch.randn(late, 4, NOISE, generator=rng)[rank::world])     # until trajectories have been there
@@ -984,8 +992,15 @@ def main(args):
         print(f"{output} exists and is replaced at the first save (--resume would continue it).", file=said)
     options = {name: list(value) if isinstance(value, tuple) else value for name, value in vars(args).items()}
 
+    def summed():
+        """The sums for the log over all processes, the mean of them."""
+        everywhere = totals.clone()
+        if world > 1:
+            dist.all_reduce(everywhere)
+        return everywhere / world
+
     def check():
-        sums = [*totals.tolist(), *(p.sum().item() for p in (*nets["G"].parameters(), *nets["C"].parameters()))]
+        sums = [*summed().tolist(), *(p.sum().item() for p in (*nets["G"].parameters(), *nets["C"].parameters()))]
         distance = abs(sums[0]) / max(1, step - since)
         # A critic of slope 1 cannot put more between two windows than their distance, about (2 T L D)^(1/2) in its units
         if not all(map(math.isfinite, sums)) or distance > DIVERGED * math.sqrt(2 * T * L * D):
@@ -1001,14 +1016,14 @@ def main(args):
 
     def save():
         check()
-        pool = gathered(nets["pool"])
+        pool, logged = gathered(nets["pool"]), summed()
         if rank == 0:
             reestimate_batchnorm(ema, T, B, torch.Generator().manual_seed(args.seed + 1), late, args.horizon - T)
+            save_model(output)                              # first: a state at the last step means that the model is there
             write_atomically(state_path, lambda part: torch.save(
                 {**states(nets), "ema": ema.state_dict(), "pool": pool, "rng": rng.get_state(), "step": step,
-                 "since": since, "totals": totals, "seconds": seconds + time.perf_counter() - began, "rows": rows,
+                 "since": since, "totals": logged, "seconds": seconds + time.perf_counter() - began, "rows": rows,
                  "options": options, "digest": digest, "version": VERSION}, part))
-            save_model(output)
 
     # A first Ctrl-C (or a scheduler's SIGTERM) ends the step at hand and saves; a second one stops at once
     stop = []
@@ -1033,6 +1048,7 @@ def main(args):
         return {name: value.to(device, non_blocking=True) for name, value in drawn.items()}
 
     advance = functools.partial(train_step, nets, codes=codes, starts=starts, args=args)
+    torch.set_float32_matmul_precision(args.matmul)
     if device.type == "cuda" and world == 1 and args.cuda_graph:
         before = rng.get_state()
         advance = graph_of(advance, noise(), nets)
@@ -1046,8 +1062,9 @@ def main(args):
     try:
         while step < steps and not stopping:
             # Critic and generator
-            for name, lr in (("optimiser_G", args.lr), ("optimiser_C", args.lr_critic)):
-                set_rate(nets[name], lr * 0.5 ** (step / (args.lr_half_life * per_epoch)))
+            decay = 0.5 ** (step / (args.lr_half_life * per_epoch))
+            set_rate(nets["optimiser_G"], args.lr * decay)
+            set_rate(nets["optimiser_C"], args.lr_critic * decay)
             torch.set_float32_matmul_precision(args.matmul)
             totals += advance(noise=noise())                                    # sums for the log stay on the device
             torch.set_float32_matmul_precision("highest")                       # for what is measured and saved
@@ -1060,9 +1077,7 @@ def main(args):
             # Report: how far sampled motion is from real motion, with random numbers of its own
             if step % args.report_every == 0 or step == steps:
                 check()
-                if world > 1:
-                    dist.all_reduce(totals)
-                averages = (totals / ((step - since) * world)).tolist()
+                averages = (summed() / (step - since)).tolist()
                 took, look = time.perf_counter() - began, torch.Generator().manual_seed(args.seed + 1)
                 seconds += took
                 if rank == 0:
@@ -1072,6 +1087,7 @@ def main(args):
                     rows.append({"step": step, "epoch": round(step / per_epoch, 2), **dict(zip(names, averages)),
                                  **code_distances(references, short, long), "floor": references["floor"],
                                  "frozen": references["frozen"], "seconds": round(seconds, 1),
+                                 "lr": args.lr * decay, "lr_critic": args.lr_critic * decay,
                                  "steps_per_second": round((step - max(since, resumed)) / took, 3),
                                  "memory_mb": round(peak_memory(device), 1)})
                     write_csv(beside(output, ".csv"), rows)
@@ -1092,7 +1108,7 @@ def main(args):
                 saved = step
             if world == 1:
                 stopping = bool(stop)
-            elif step % AGREE == 0:                                             # all stop at the same step
+            elif device.type == "cpu" or step % AGREE == 0:                     # all stop at the same step
                 stopping = agreed(bool(stop), device)
         if saved != step:
             save()
@@ -1140,7 +1156,7 @@ def options_parser(recipe="ours"):
     # ours: the paper's windows all begin with i (--horizon 0), and its samples of 400 frames go on from there untrained
     method.add_argument("--horizon", type=int, default=400, help="frames within which sampled windows begin; 0: all "
                         "with the first frame (sec. 3)")
-    # ours: without it the critics learn the training windows by heart (after 2,200 steps they gave windows of another video of
+    # ours: without it the critics learn the training windows by heart (after 2,000 steps they gave windows of another video of
     # the same actor the same score as sampled ones) and say little about what is really different
     method.add_argument("--instance-noise", type=not_negative, default=0.5, help="differences of real windows added to all "
                         "that the critics see, times this (ours)")
@@ -1148,7 +1164,8 @@ def options_parser(recipe="ours"):
     method.add_argument("--seed", type=int, default=0, help="of all random numbers")
 
     running = parser.add_argument_group("running")
-    # ours: bf16 products in the training steps (TF32 on CUDA), where the processor has them; 1.5 times as fast on one core
+    # ours: TF32 on CUDA; on a CPU what torch makes of it: bf16 products where the processor has AMX, else another fp32 kernel
+    # (AVX-512 without AMX: 2.2 times as fast on one core, results within 5e-7)
     running.add_argument("--matmul", choices=("highest", "high", "medium"), default="medium",
                          help="precision of matrix products in training, as torch.set_float32_matmul_precision")
     running.add_argument("--benchmark", action="store_true", help="measure a step against the plain way, train nothing")
