@@ -385,7 +385,7 @@ def aged(G, h, frames, rng):
 def reestimate_batchnorm(G, window, batch, rng, late=0, frames=0):
     """Measure the BatchNorm statistics of G anew on REESTIMATE batches of its own windows, and set G to eval mode.
 
-    late: how many windows of a batch begin 1 to `frames` frames into their trajectory, as in training. rng: CPU
+    late: how many windows of a batch begin 1 to `frames` frames into their trajectory, about as in training. rng: CPU
     torch.Generator of its own, so that looking never changes the training. Needed for averaged weights: with the
     statistics of the live generator the prototype's distance to real windows was 1393, with re-estimated ones 752.
     """
@@ -492,7 +492,7 @@ def networks(codes, late, args):
     """All that a step changes, on the device of codes (N, L, D): G, C (one critic for the windows at the start of a
     trajectory, one for `late` later ones), norm of the angle penalty, optimisers, and the pool, (late, 4, 32): the
     memories at which later windows begin."""
-    device, (N, L, D) = codes.device, codes.shape
+    device, (_, L, D) = codes.device, codes.shape
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(args.seed)
         G = MotionGenerator(L, D, NOISE, args.width)
@@ -736,7 +736,7 @@ def benchmark(args, rounds=5):
     codes, meta = load_training_set(args.latents, args.window)
     starts = window_starts(meta["clips"], args.window).to(device)
     codes = torch.from_numpy(codes).to(device)
-    (N, L, D), T, B = codes.shape, args.window, args.batch
+    (_, L, D), T, B = codes.shape, args.window, args.batch
     late = B // 2 if args.horizon >= 2 * T - 1 else 0
     rng = torch.Generator().manual_seed(args.seed)
 
@@ -865,10 +865,11 @@ def draw_curves(path, rows, real, fake, fps):
     grid["distance"].axhline(max(floor, 1e-2), color="gray", linestyle=":", label="real against real")
     grid["distance"].set(title="window Fréchet distance, % of frozen frames", xlabel="generator steps", yscale="log")
     grid["distance"].legend(fontsize=8)
+    both = torch.cat([real[:, :3], fake[:, :3]])
     for name, x in (("real", real), ("fake", fake)):
         grid[name].plot(np.arange(len(x)) / fps, x[:, :3], linewidth=1)
         grid[name].set(title={"real": "real motion", "fake": "sampled motion"}[name] + ", PCA coordinates 1 to 3",
-                       xlabel="seconds", ylim=(1.2 * min(real[:, :3].min(), 0), 1.2 * max(real[:, :3].max(), 0)))
+                       xlabel="seconds", ylim=(1.1 * both.min().clamp(max=0), 1.1 * both.max().clamp(min=0)))
     write_atomically(path, lambda part: figure.savefig(part, format="png", dpi=90))
 
 
