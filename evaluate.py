@@ -224,8 +224,8 @@ def report(results):
                  number(a["mean"][name]["found"])] for name, title in (("offset", "offset trick"), ("naive", "naive shift"))]
         rows.append(["training actor", number(a["training_actor"]["acd"]), *(3 * ["1"]), number(a["training_actor"]["found"])])
         rows.append(["between the actors", number(a["between_actors"]), *(4 * [""])])
-        parts.append(table(f"Transfer of {a['samples']} samples to {len(a['actors']['offset'])} actors: ACD (lower is better), correlation with the "
-                           f"training actor (higher is better)", head, rows))
+        parts.append(table(f"Transfer of {a['samples']} samples to {len(a['actors']['offset'])} actors: ACD (lower is "
+                           f"better), correlation with the training actor (higher is better)", head, rows))
     if r:
         parts.append(table("Reconstruction of the training video", ["", "PSNR, dB", *(m.replace("_", " ") for m in MEASURES)],
                            [["rendered codes against crops", number(r["psnr"], 2), *(number(r[m]) for m in MEASURES)]]))

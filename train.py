@@ -450,6 +450,7 @@ def several_processes(args):
 
 
 def share_batch_norm(network):
+    """Let every BatchNorm of the network see the batches of all processes; its weights and statistics stay as they are."""
     if processes()[0] > 1:
         for m in network.modules():
             if isinstance(m, torch.nn.BatchNorm1d):
@@ -513,6 +514,7 @@ def networks(codes, late, args):
 
 
 def set_rate(optimiser, lr):
+    """The learning rate of all its parameters, in place where it is a tensor that a CUDA graph knows."""
     for group in optimiser.param_groups:
         if torch.is_tensor(group["lr"]):
             group["lr"].fill_(lr)
@@ -527,6 +529,7 @@ def states(nets):
 
 
 def load(nets, saved):
+    """What states() gave, into networks and optimisers; pool aside."""
     for name, part in nets.items():
         if name.startswith("optimiser"):
             part.load_state_dict({"state": saved[name], "param_groups": part.state_dict()["param_groups"]})
@@ -545,6 +548,11 @@ def draw(rng, critic_steps, batch, late, window, places):
             "i": torch.randn(critic_steps, batch, NOISE, generator=rng),
             "s": torch.randn(critic_steps, batch, window - 1, NOISE, generator=rng),
             "before": torch.randn(critic_steps, late, window - 1, NOISE, generator=rng)}
+
+
+def later_windows(args):
+    """How many windows of a batch lie further on in their trajectories: half, ours, or none where no second one fits."""
+    return args.batch // 2 if args.horizon >= 2 * args.window - 1 else 0
 
 
 def differences(real, sigma):
@@ -737,12 +745,12 @@ def benchmark(args, rounds=5):
     starts = window_starts(meta["clips"], args.window).to(device)
     codes = torch.from_numpy(codes).to(device)
     (_, L, D), T, B = codes.shape, args.window, args.batch
-    late = B // 2 if args.horizon >= 2 * T - 1 else 0
+    late = later_windows(args)
     rng = torch.Generator().manual_seed(args.seed)
 
     def noise():
         drawn = draw(rng, args.critic_steps, B, late, T, len(starts))
-        drawn["renew"] = torch.rand(args.critic_steps, late, generator=rng) < 0.1
+        drawn["renew"] = torch.rand(args.critic_steps, late, generator=rng) < 0.1     # about as often as in training
         return {name: value.to(device) for name, value in drawn.items()}
 
     def synchronise():
@@ -898,10 +906,11 @@ def choose_device(name):
 
 
 # --recipe paper: what the paper states where ours differs (suppl. 2.1; sec. 3), and plain Adam where it states nothing
-PAPER = {"lr": 0.005, "lr_critic": 0.005, "lr_half_life": math.inf, "betas": [0.9, 0.999], "horizon": 0, "lambda_gap": 100.0, "instance_noise": 0.0,
-         "matmul": "highest"}
+PAPER = {"lr": 0.005, "lr_critic": 0.005, "lr_half_life": math.inf, "betas": [0.9, 0.999], "horizon": 0, "lambda_gap": 100.0,
+         "instance_noise": 0.0, "matmul": "highest"}
 # Options that --resume takes from the state, because the training depends on them; of these, the learning rates may change
-FIXED = ("window", "horizon", "batch", "betas", "critic_steps", "instance_noise", "lambda_gp", "lambda_gap", "ema", "width", "seed", "matmul")
+FIXED = ("window", "horizon", "batch", "betas", "critic_steps", "instance_noise", "lambda_gp", "lambda_gap", "ema", "width",
+         "seed", "matmul")
 KEPT = "lr", "lr_critic", "lr_half_life"
 
 
@@ -959,10 +968,10 @@ def main(args):
     pca = fit_pca(codes)
     codes = torch.from_numpy(codes).to(device)                                  # (N, L, D)
     starts = window_starts(meta["clips"], T).to(device)                         # (n,)
-    late = B // 2 if args.horizon >= 2 * T - 1 else 0                           # windows further on in their trajectories
+    late = later_windows(args)
     if (B - late) // world < 2:
-        raise InputError(f"--batch {B} leaves {(B - late) // world} window at the start of a trajectory to a process, fewer than "
-                         f"BatchNorm needs; give at least {4 * world}.")
+        raise InputError(f"--batch {B} leaves {(B - late) // world} window at the start of a trajectory to a process, fewer "
+                         f"than BatchNorm needs; give at least {4 * world}.")
     turns = max(1, (args.horizon - 1) // (T - 1))                               # so many in each, one after the other
     per_epoch = math.ceil(len(starts) / B)  # ours: an epoch shows as many windows as there are places to start one
     steps = args.steps if args.steps is not None else args.epochs * per_epoch   # ours: a step = one generator step
