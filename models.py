@@ -733,14 +733,6 @@ class MotionGenerator(nn.Module):
         # H. The hidden widths are open; ours: that of the output, 3 x 32, so that no layer is a bottleneck
         self.hallucinate = nn.Sequential(*mlp([noise] + 4 * [3 * noise]), nn.BatchNorm1d(3 * noise))
         self.produce = nn.GRU(noise, noise, num_layers=4, batch_first=True)                     # P
-        # Open in the paper; ours: the noise must get through all four cells within a window. With nn.GRU's own start it dies out
-        # (standard deviation of l 0.01 after 100 frames, of l_24 1 % due to s); with five times the weights into the memory
-        # and update gates at 0.73, 0.73, 0.88, 0.88 these are 0.53 and 73 %, and l moves about as fast as a head turns
-        with torch.no_grad():
-            self.hallucinate[-1].weight.fill_(0.5)                              # what the memory's standard deviation then is
-            for k, gate in enumerate((1.0, 1.0, 2.0, 2.0)):                     # rows of nn.GRU: reset, update, new memory
-                getattr(self.produce, f"weight_ih_l{k}")[2 * noise:] *= 5.0
-                getattr(self.produce, f"bias_ih_l{k}")[noise:2 * noise] += gate
         self.translate_in = nn.Sequential(nn.BatchNorm1d(noise), nn.Linear(noise, width), PixelNorm(),
                                           *mlp(5 * [width]), nn.BatchNorm1d(width), nn.Linear(width, width))
         # 18 parallel (linear + LeakyReLU + BatchNorm), computed as one linear layer of L D outputs
@@ -772,6 +764,33 @@ class MotionGenerator(nn.Module):
 
     def forward(self, i, s):
         return self.translate(self.motion(i, s))                                # (B, T, L, D)
+
+    @torch.no_grad()
+    def init_recurrence(self):
+        """Start H and P so that l moves about as a head does, driven by the noise, and from l_0 = i on as later.
+
+        Open in the paper; ours. With nn.GRU's own start the noise dies on its way through four cells: from one i, l has a
+        standard deviation of 0.03 after 24 or 100 frames; with this one 0.63. And what the third memory tells the fourth has
+        nothing to do with i, the fourth, so that l first rushes to somewhere else: its direction moves by 0.19 (squared)
+        from frame 0 to 1, by 0.004 from 80 to 81; here by 0.008 and 0.010. A head moves alike at any time.
+        """
+        n, one = self.noise, torch.eye(self.noise)
+        # P: strong input to the memories (rows of nn.GRU: reset, update, new), update gates at 0.73, 0.73, 0.88, 0.88; each
+        # component of the fourth memory follows one of the third
+        for k, (gain, gate) in enumerate(((5.0, 1.0), (5.0, 1.0), (10.0, 2.0), (0.0, 2.0))):
+            getattr(self.produce, f"weight_ih_l{k}")[2 * n:] *= gain
+            getattr(self.produce, f"bias_ih_l{k}")[n:2 * n] += gate
+        self.produce.weight_ih_l3[2 * n:] = 4 * one
+        # H: i goes through as the pair i, -i, as LeakyReLU(x) - LeakyReLU(-x) = (1 + SLOPE) x, and comes out as third memory
+        *inner, last = [m for m in self.hallucinate if isinstance(m, nn.Linear)]
+        pair = torch.cat([one, -one], 1) / (1 + SLOPE)                          # (32, 64)
+        for k, m in enumerate(inner):
+            m.weight[:2 * n], m.bias[:2 * n] = 0.0, 0.0
+            first = one if k == 0 else pair
+            m.weight[:n, :first.shape[1]], m.weight[n:2 * n, :first.shape[1]] = first, -first
+        last.weight[2 * n:], last.bias[2 * n:] = 0.0, 0.0
+        last.weight[2 * n:, :2 * n] = pair
+        self.hallucinate[-1].weight.fill_(0.7)                                  # standard deviation of the memories at the start
 
     @torch.no_grad()
     def init_output(self, mean, std):

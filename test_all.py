@@ -582,6 +582,22 @@ def test_motion_generator_starts_at_the_scale_of_the_data():
     assert torch.allclose(w.mean(0), mean, atol=1e-3) and torch.allclose(w.std(0, unbiased=False), std, rtol=2e-2)
 
 
+def test_the_start_of_the_cells_lets_the_noise_through():
+    torch.manual_seed(0)
+    own, ours = models.MotionGenerator(4, 8).train(), models.MotionGenerator(4, 8).train()
+    ours.init_recurrence()
+    i, s = torch.randn(1, 32).expand(256, 32), torch.randn(256, 100, 32)        # what varies comes from s alone
+    moved = [torch.cat([G.motion(i + 1e-3 * torch.randn_like(i), s[:, :t])[:, -1] for t in (24, 100)]) for G in (own, ours)]
+    assert moved[0][:256].std(0).mean() < 0.06 and moved[0][256:].std(0).mean() < 0.06
+    assert moved[1][:256].std(0).mean() > 0.3 and moved[1][256:].std(0).mean() > 0.4
+    # and l moves on from i as it moves later
+    turns = []
+    for G in (own, ours):
+        l = nn.functional.normalize(G.motion(torch.randn(256, 32), s), dim=2)
+        turns.append([(l[:, k + 1] - l[:, k]).square().sum(1).mean().item() for k in (0, 80)])
+    assert turns[0][0] > 10 * turns[0][1] and 0.5 < turns[1][0] / turns[1][1] < 2
+
+
 @pytest.mark.parametrize("T", (2, 25, 75))
 def test_critic_follows_table_7_for_any_window(T):
     C = models.MotionCritic(4, 8, T, width=16)
@@ -1333,6 +1349,18 @@ def step_arguments(*options):
     return codes, noise, args
 
 
+@pytest.mark.parametrize("places, n", ((1476, 64), (60, 8), (5, 8)))
+def test_the_windows_of_a_batch_cover_the_video(places, n):
+    rng = torch.Generator().manual_seed(0)
+    drawn = torch.stack([train.spread(rng, places, n) for _ in range(3000)])                    # (3000, n)
+    gaps = drawn.sort(1)[0].diff(dim=1)
+    assert gaps.min() == places // n and gaps.max() == -(-places // n)          # never closer or further than need be
+    often = torch.bincount(drawn.flatten(), minlength=places).float()
+    assert len(often) == places and often.std() / often.mean() < 1.5 * (places / (3000 * n)) ** 0.5     # all equally often
+    assert drawn.diff(dim=1).sign().float().mean().abs() < 0.03                 # in any order
+    assert not torch.equal(drawn[0].sort()[0], drawn[0])
+
+
 @pytest.mark.parametrize("options, late", (((), 8), (("--critic-steps", "1", "--window", "7"), 8), ((), 1), (("--horizon", "0", "--instance-noise", "0"), 0)))
 def test_a_step_equals_the_plain_way_of_doing_it(options, late):
     codes, noise, args = step_arguments(*options)
@@ -1557,13 +1585,17 @@ def test_resume_takes_its_options_from_the_state(codes, tmp_path):
     assert again.returncode == 0, again.stderr.decode()
     options = torch.load(tmp_path / "m.pt", weights_only=True)["options"]
     assert options["lr"] == 0.002 and options["window"] == 6 and options["batch"] == 8
+    named = run("train.py", codes, "-o", tmp_path / "m.pt", "--steps", 3, "--resume", "--threads", 1, "--lr", 0.001)     # the default
+    assert named.returncode == 0, named.stderr.decode()
+    assert torch.load(tmp_path / "m.pt", weights_only=True)["options"]["lr"] == 0.001
+    assert_refused(run("train.py", codes, "-o", tmp_path / "m.pt", "--steps", 4, "--resume", "--batch", 128), "--batch 8", "128")
     before = (tmp_path / "m.pt").read_bytes()
-    assert_refused(run("train.py", codes, "-o", tmp_path / "m.pt", "--steps", 3, "--resume", "--batch", 16), "--batch 8", "16")
-    assert_refused(run("train.py", codes, "-o", tmp_path / "m.pt", "--steps", 2, "--resume"), "step 2")
+    assert_refused(run("train.py", codes, "-o", tmp_path / "m.pt", "--steps", 4, "--resume", "--batch", 16), "--batch 8", "16")
+    assert_refused(run("train.py", codes, "-o", tmp_path / "m.pt", "--steps", 3, "--resume"), "step 3")
     np.save(tmp_path / "other.npy", np.load(codes) + 1)
-    assert_refused(run("train.py", tmp_path / "other.npy", "-o", tmp_path / "m.pt", "--steps", 3, "--resume"), "other codes")
+    assert_refused(run("train.py", tmp_path / "other.npy", "-o", tmp_path / "m.pt", "--steps", 4, "--resume"), "other codes")
     (tmp_path / "m.state.pt").write_bytes((tmp_path / "m.state.pt").read_bytes()[:5000])
-    assert_refused(run("train.py", codes, "-o", tmp_path / "m.pt", "--steps", 3, "--resume"), "m.state.pt")
+    assert_refused(run("train.py", codes, "-o", tmp_path / "m.pt", "--steps", 4, "--resume"), "m.state.pt")
     assert (tmp_path / "m.pt").read_bytes() == before and not left_over(tmp_path)
 
 
@@ -1751,8 +1783,9 @@ def test_later_windows_have_a_critic_of_their_own(codes, tmp_path):
     assert any(not torch.equal(ours["C"][n], ours["C"]["1" + n[1:]]) for n in paper["C"])
     assert any(not torch.equal(paper["G"][n], ours["G"][n]) for n in paper["G"])
     row = list(train.csv.DictReader((tmp_path / "paper.csv").read_text().splitlines()))[-1]
-    per_epoch = math.ceil(len(train.window_starts([(0, 50), (50, 90)], 6)) / 8)
-    assert [float(row["lr"]), float(row["lr_critic"])] == [pytest.approx(0.001 * 0.5 ** (2 / (100 * per_epoch)))] * 2   # 100 epochs
+    per_epoch = math.ceil(len(train.window_starts([(0, 50), (50, 90)], 6)) / (8 * 3))           # three critic steps of 8
+    assert float(row["epoch"]) == pytest.approx(3 / per_epoch, abs=0.01)
+    assert [float(row["lr"]), float(row["lr_critic"])] == [pytest.approx(0.001 * 0.5 ** (2 / (300 * per_epoch)))] * 2   # 300 epochs
 
 
 def test_the_optimisers_follow_the_schedule():
@@ -1808,6 +1841,7 @@ def toy(tmp_path_factory):
                     "latent_avg": torch.randn(L, D), "opts": {"name": name}}, folder / f"{name}.pt")
         sha256 = models.load_image_model(folder / f"{name}.pt").sha256
         generator = models.MotionGenerator(L, D)
+        generator.init_recurrence()
         generator.init_output(torch.randn(L, D), torch.rand(L, D))
         with torch.no_grad():                                                   # statistics of BatchNorm, so that it moves
             for norm in (m for m in generator.modules() if isinstance(m, nn.BatchNorm1d)):
