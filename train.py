@@ -1187,6 +1187,7 @@ def options_parser(recipe="ours"):
     # the same actor the same score as sampled ones) and say little about what is really different
     method.add_argument("--instance-noise", type=not_negative, default=0.5, help="differences of real windows added to all "
                         "that the critics see, times this (ours)")
+    # open in the paper; ours: see MotionGenerator.init_recurrence
     method.add_argument("--start", choices=("ours", "torch"), default="ours", help="of the GRU cells: such that the noise passes "
                         "through all four (ours), or nn.GRU's own")
     method.add_argument("--width", type=positive_int, help="of hidden layers, 512 in the paper; None: style width D")
