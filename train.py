@@ -1,8 +1,8 @@
 """Train the motion generator of StyleVideoGAN on the W+ codes of one actor: a recurrent WGAN-GP + angle penalty.
 
     python train.py latents.npy                             # 350 epochs, the paper's length, writes motion.pt
-    python train.py latents.npy --steps 6000 -o motion.pt   # length in generator steps instead
-    python train.py latents.npy --resume --steps 12000      # go on from motion.state.pt, exactly as if never stopped
+    python train.py latents.npy --steps 2000 -o motion.pt   # length in generator steps instead
+    python train.py latents.npy --resume --steps 3000       # go on from motion.state.pt, exactly as if never stopped
     python train.py monday.npy tuesday.npy                  # several videos of one actor, embedded with one image model
     python train.py latents.npy --recipe paper              # the paper's own settings where it states them
     python train.py latents.npy --benchmark                 # steps per second, against the plain way, on this machine
@@ -1188,8 +1188,8 @@ def options_parser(recipe="ours"):
     method.add_argument("--instance-noise", type=not_negative, default=0.5, help="differences of real windows added to all "
                         "that the critics see, times this (ours)")
     # open in the paper; ours: see MotionGenerator.init_recurrence
-    method.add_argument("--start", choices=("ours", "torch"), default="ours", help="of the GRU cells: such that the noise passes "
-                        "through all four (ours), or nn.GRU's own")
+    method.add_argument("--start", choices=("ours", "torch"), default="ours", help="of the recurrence (H and P): so that the "
+                        "noise passes through all four cells (ours), or torch's own")
     method.add_argument("--width", type=positive_int, help="of hidden layers, 512 in the paper; None: style width D")
     method.add_argument("--seed", type=int, default=0, help="of all random numbers")
 

@@ -4,9 +4,9 @@
     python -m pretrain.penalty ablation latents.npy -o ablation # short and long distance, 5 seeds with and 5 without
 
 looping: "a very short training sequence (one single sentence, spoken three times, 20 seconds in total)". It is drawn by
-pretrain/faces.py and embedded by embed.py, models are trained as the paper does (every sampled window begins with i:
---horizon 0; and nn.GRU's own start) and sampled for 1500 frames; evaluate.py's loop score says which of them loop. ablation: the layout of the
-paper's table 1, with train.py's distances of codes in place of FVD.
+pretrain/faces.py and embedded by embed.py; models are trained as the paper does (--horizon 0, every sampled window begins
+with i, and nn.GRU's own start) and sampled for 1500 frames; evaluate.py's loop score says which of them loop.
+ablation: the layout of the paper's table 1, with train.py's distances of codes in place of FVD.
 
 Every model is a training of its own, --jobs of them at a time, one thread each. Stop and start again as you like: what is
 finished is kept, what was going on goes on. Writes looping.json and .png, or ablation.json, into the folder of -o; the
