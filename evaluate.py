@@ -34,7 +34,7 @@ LOOP_SAMPLES = 8        # ours
 LOOP_LAG = 25           # ours: shortest lag in frames that counts as a repetition, a training window; below it, any smooth
 #                         motion resembles itself
 LOOPS = 0.3             # ours: a sample loops when it returns to itself, at its best lag, to within this share of the distance
-#                         of two random frames. Exact repetition scores 0, independent frames 1
+#                         of two random frames of the training video. Exact repetition scores 0, independent frames 1
 PERFORMED = 4           # ours: samples that the actors perform in turn. One says little: in one that hardly turns the head dlib
 #                         measures yaw as well as noise (correlations of 0.85, 0.93, 0.92, 0.93 in four samples, five actors each)
 MEASURES = ("mouth_opening", "eye_opening", "yaw")
@@ -45,18 +45,24 @@ CROPS = 32              # crops of the source held at a time
 # Motion, from the codes alone
 # ------------------------------------------------------------------------------------------------------------------
 
-def loop_score(x, shortest=LOOP_LAG):
-    """How nearly a trajectory of whitened coordinates (T, d) repeats itself: 0 an exact loop, about 1 never. Higher is better.
+def usual_distance(x):
+    """Mean distance of two different frames of x (T, d), drawn at random."""
+    a, b = np.random.RandomState(0).randint(0, len(x), (2, 20000))
+    return np.linalg.norm(x[a] - x[b], axis=1)[a != b].mean()
 
-    For every lag from `shortest` to T/2: the mean distance of frames that far apart, over the mean distance of two frames
-    drawn at random; the smallest over lags. Ours: the paper counts loops by eye (sec. 4, gradient angle penalty).
-    Returns the score and its lag in frames.
+
+def loop_score(x, usual=None, shortest=LOOP_LAG):
+    """How nearly a trajectory of whitened coordinates (T, d) repeats itself: 0 exactly, about 1 never. Higher is better.
+
+    For every lag from `shortest` to T/2: the mean distance of frames that far apart, over the usual distance of two frames;
+    the smallest over lags. usual: that of the training video, so that motion which dies down, the simplest loop of all,
+    scores near 0 and not, by its last trembling, near 1; None: of x itself. Ours: the paper counts loops by eye (sec. 4,
+    gradient angle penalty). Returns the score and its lag in frames.
     """
     x = np.asarray(x, np.float64)
     T = len(x)
-    a, b = np.random.RandomState(0).randint(0, T, (2, 20000))
-    usual = np.linalg.norm(x[a] - x[b], axis=1)[a != b].mean()
     lags = np.arange(shortest, T // 2 + 1)
+    usual = (usual_distance(x) if T > 1 else 0) if usual is None else usual
     if len(lags) == 0 or usual == 0:
         return float("nan"), 0
     scores = [np.linalg.norm(x[lag:] - x[:-lag], axis=1).mean() / usual for lag in lags]
@@ -82,20 +88,25 @@ def code_table(G, meta, codes, clips, seed):
 
 
 def loop_table(G, meta, codes, clips):
-    """Loop scores of LOOP_SAMPLES sampled trajectories and of the longest training clip, in whitened coordinates."""
+    """Loop scores of LOOP_SAMPLES sampled trajectories and of the longest training clip, in whitened coordinates.
+
+    moves: the usual distance of two frames of each sample, over that of the training video; near 0 it stands still.
+    """
     pca = {k: v.cpu() for k, v in meta["pca"].items()}
 
     def whitened(w):
-        return (train.coordinates(torch.from_numpy(w), pca) / pca["std"]).numpy()
+        return (train.coordinates(torch.from_numpy(w), pca) / pca["std"]).double().numpy()
 
-    scores = []
+    start, end = max(clips, key=lambda clip: clip[1] - clip[0])
+    video = whitened(codes[start:end])
+    usual, scores, moves = usual_distance(video), [], []
     for seed in tqdm(range(LOOP_SAMPLES), desc="loops", unit="sample"):
         x = np.concatenate([whitened(w) for w in sample(G, LOOP_FRAMES, seed)])                 # (1500, 32)
-        scores.append(loop_score(x))
-    start, end = max(clips, key=lambda clip: clip[1] - clip[0])
+        scores.append(loop_score(x, usual))
+        moves.append(float(usual_distance(x) / usual))
     return {"frames": LOOP_FRAMES, "samples": LOOP_SAMPLES, "threshold": LOOPS, "scores": [s for s, _ in scores],
             "lags": [lag for _, lag in scores], "mean": float(np.mean([s for s, _ in scores])),
-            "looping": sum(s < LOOPS for s, _ in scores), "training_video": loop_score(whitened(codes[start:end]))[0]}
+            "looping": sum(s < LOOPS for s, _ in scores), "moves": moves, "training_video": loop_score(video)[0]}
 
 
 # ------------------------------------------------------------------------------------------------------------------

@@ -1647,7 +1647,11 @@ def test_experiments_on_the_penalty(codes, tmp_path):
     assert {kind: m["options"]["horizon"] for kind, m in motions.items()} == {"with": 0, "without": 0}
     w = np.concatenate(list(sample.sample(sample.load_motion(tmp_path / "with-00.pt", torch.device("cpu"))[0], 1500, 0)))
     y = train.coordinates(torch.from_numpy(w), motions["with"]["pca"]) / motions["with"]["pca"]["std"]
-    assert found["with"][0]["scores"][0] == pytest.approx(evaluate.loop_score(y.numpy())[0], rel=1e-6)
+    pca = motions["with"]["pca"]
+    video = train.coordinates(torch.from_numpy(np.load(tmp_path / "sentence.npy")), pca) / pca["std"]
+    usual = evaluate.usual_distance(video.double().numpy())
+    assert found["with"][0]["scores"][0] == pytest.approx(evaluate.loop_score(y.numpy(), usual)[0], rel=1e-5)
+    assert found["with"][0]["moves"][0] == pytest.approx(evaluate.usual_distance(y.double().numpy()) / usual, rel=1e-5)
     assert found["with"][0]["looping"] == sum(s < evaluate.LOOPS for s in found["with"][0]["scores"])
     assert cv2.imread(str(tmp_path / "looping.png")) is not None and "19 of 20" in result.stdout.decode()
     before = (tmp_path / "with-00.pt").stat().st_mtime_ns
@@ -2292,6 +2296,10 @@ def test_loop_score_knows_loops():
     for k in range(1, 1500):                                                    # smooth, forgets in half a second
         wander[k] = 0.92 * wander[k - 1] + rng.standard_normal(6)
     assert evaluate.loop_score(wander)[0] > 0.8
+    # What dies down stands still for good; by its own measure its trembling would never return
+    dying = wander * np.maximum(0.98 ** np.arange(1500), 0.05)[:, None]
+    assert evaluate.loop_score(dying)[0] > 0.3 > 0.15 > evaluate.loop_score(dying, evaluate.usual_distance(wander))[0]
+    assert evaluate.usual_distance(np.array([[0.0, 0.0], [3.0, 4.0]])) == pytest.approx(5)
 
 
 def test_average_content_distance_and_correlation_by_hand():

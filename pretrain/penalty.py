@@ -56,7 +56,7 @@ def train_models(latents, folder, names, steps, jobs, options):
                 done = 0
         if done < steps:
             go_on = ["--resume"] if train.beside(output, ".state.pt").is_file() else []
-            run(["train.py", latents, "-o", output, "--steps", steps, "--threads", 1, "--report-every", 250, "--save-every", 250,
+            run(["train.py", latents, "-o", output, "--steps", steps, "--threads", 1, "--report-every", 500, "--save-every", 500,
                  *options, *names[name], *go_on])
         bar.update()
 
@@ -92,20 +92,20 @@ def looping(args):
         G, motion = load_motion(folder / f"{name}.pt", torch.device("cpu"))
         table = evaluate.loop_table(G, motion, codes, meta["clips"])
         # ours: a model loops when most of its samples do
-        found.setdefault(name.split("-")[0], []).append({**{key: table[key] for key in ("scores", "lags", "mean", "looping")},
-                                                         "loops": 2 * table["looping"] > table["samples"]})
+        row = {key: table[key] for key in ("scores", "lags", "moves", "mean", "looping")}
+        found.setdefault(name.split("-")[0], []).append({**row, "loops": 2 * table["looping"] > table["samples"]})
         found["training_video"] = table["training_video"]
     write_json(folder / "looping.json", found)
     draw_looping(folder, found, names)
     print(f"Loops: {args.models} models each, {found['samples']} samples of {found['frames']} frames per model; a sample loops "
           f"below {found['threshold']}, a model when most of its samples do; the training video scores "
-          f"{found['training_video']:.3f}")
-    print(f"{'':18s}{'models that loop':>18s}{'samples that loop':>20s}{'mean score':>12s}{'paper':>12s}")
+          f"{found['training_video']:.3f}. moves: distance of two random frames, over that in the video")
+    print(f"{'':18s}{'models that loop':>18s}{'samples that loop':>20s}{'mean score':>12s}{'moves':>8s}{'paper':>12s}")
     for kind, paper in (("with", "6 of 20"), ("without", "19 of 20")):
         rows = found[kind]
         models, samples = sum(row["loops"] for row in rows), sum(row["looping"] for row in rows)
         print(f"{KINDS[kind]:18s}{models:8d} of {len(rows):<6d}{samples:11d} of {found['samples'] * len(rows):<5d}"
-              f"{np.mean([row['mean'] for row in rows]):12.3f}{paper:>12s}")
+              f"{np.mean([row['mean'] for row in rows]):12.3f}{np.mean([row['moves'] for row in rows]):8.2f}{paper:>12s}")
 
 
 def draw_looping(folder, found, names):
