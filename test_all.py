@@ -1490,6 +1490,9 @@ def test_train_refuses_bad_codes(codes, tmp_path):
         assert_refused(run("train.py", tmp_path / name, "-o", tmp_path / "m.pt", "--steps", 1), name, word)
     assert_refused(run("train.py", codes, "-o", tmp_path / "no" / "m.pt", "--steps", 1), "m.pt")
     assert_refused(run("train.py", codes, "-o", tmp_path / "m.pt", "--steps", 1, "--window", 60), "50 frames", "60")
+    assert_refused(run("train.py", codes, "-o", tmp_path / "m.pt", "--steps", 1, "--window", 50), "50 frames", "--window, 25")
+    assert_refused(run("train.py", codes, "-o", tmp_path / "m.pt", "--steps", 1, "--horizon", 30), "--horizon 30", "49")
+    assert_refused(run("train.py", codes, "--benchmark", "--steps", 1, "--batch", 3), "--batch 3", "at least 4")
     assert_refused(run("train.py", codes, "-o", tmp_path / "m.pt", "--resume"), "m.state.pt", "nothing to resume")
     assert not list(tmp_path.glob("m*")) and not left_over(tmp_path)
 
@@ -1597,6 +1600,8 @@ def test_resume_takes_its_options_from_the_state(codes, tmp_path):
     assert named.returncode == 0, named.stderr.decode()
     assert torch.load(tmp_path / "m.pt", weights_only=True)["options"]["lr"] == 0.001
     assert_refused(run("train.py", codes, "-o", tmp_path / "m.pt", "--steps", 4, "--resume", "--batch", 128), "--batch 8", "128")
+    assert_refused(run("train.py", codes, "-o", tmp_path / "m.pt", "--resume", "--recipe", "paper"), "--recipe ours", "paper")
+    assert_refused(run("train.py", codes, "-o", tmp_path / "m.pt", "--resume"), "at step 3", "would stop at 3")     # its own length
     before = (tmp_path / "m.pt").read_bytes()
     assert_refused(run("train.py", codes, "-o", tmp_path / "m.pt", "--steps", 4, "--resume", "--batch", 16), "--batch 8", "16")
     assert_refused(run("train.py", codes, "-o", tmp_path / "m.pt", "--steps", 3, "--resume"), "step 3")
@@ -1646,9 +1651,8 @@ def test_experiments_on_the_penalty(codes, tmp_path):
     assert motions["with"]["options"]["lambda_gap"] == 100 and motions["without"]["options"]["lambda_gap"] == 0
     assert {kind: m["options"]["horizon"] for kind, m in motions.items()} == {"with": 0, "without": 0}
     w = np.concatenate(list(sample.sample(sample.load_motion(tmp_path / "with-00.pt", torch.device("cpu"))[0], 1500, 0)))
-    y = train.coordinates(torch.from_numpy(w), motions["with"]["pca"]) / motions["with"]["pca"]["std"]
-    pca = motions["with"]["pca"]
-    video = train.coordinates(torch.from_numpy(np.load(tmp_path / "sentence.npy")), pca) / pca["std"]
+    y = train.coordinates(torch.from_numpy(w), motions["with"]["pca"])
+    video = train.coordinates(torch.from_numpy(np.load(tmp_path / "sentence.npy")), motions["with"]["pca"])
     usual = evaluate.usual_distance(video.double().numpy())
     assert found["with"][0]["scores"][0] == pytest.approx(evaluate.loop_score(y.numpy(), usual)[0], rel=1e-5)
     assert found["with"][0]["moves"][0] == pytest.approx(evaluate.usual_distance(y.double().numpy()) / usual, rel=1e-5)
@@ -1657,6 +1661,7 @@ def test_experiments_on_the_penalty(codes, tmp_path):
     before = (tmp_path / "with-00.pt").stat().st_mtime_ns
     result = penalty_run("ablation", tmp_path / "sentence.npy", "-o", tmp_path / "ablation", *options)
     assert result.returncode == 0, result.stderr.decode()
+    assert_refused(penalty_run("looping", "-o", tmp_path, *options, "--batch", 8), "with-00.pt", "--batch 4")
     again = penalty_run("looping", "-o", tmp_path, *options, "--batch", 4)
     assert again.returncode == 0 and json.loads((tmp_path / "looping.json").read_text()) == found
     assert (tmp_path / "with-00.pt").stat().st_mtime_ns == before
@@ -1720,6 +1725,8 @@ def test_torchrun_trains_one_model(codes, tmp_path):
     pools = [torch.load(tmp_path / f"{name}.state.pt", weights_only=True)["pool"] for name in ("one", "two")]
     assert pools[0].shape == pools[1].shape
     assert not left_over(tmp_path)
+    few = subprocess.run(list(map(str, [*command, "--batch", 12])), capture_output=True, timeout=300)
+    assert few.returncode and b"a multiple of 16 for 2 processes" in few.stderr and few.stderr.count(b"train.py: ") == 1
     more = command + ["--resume"]
     more[more.index("3")] = "4"
     assert subprocess.run(list(map(str, more)), capture_output=True, timeout=300).returncode == 0
@@ -1768,7 +1775,7 @@ def test_benchmark_compares_like_with_like(codes, tmp_path):
     text = result.stdout.decode()
     rows = {line.split()[0]: line.split()[1:] for line in text.splitlines() if len(line.split()) == 7 and "_step" in line}
     fast, plain = (float(rows[name][2]) for name in ("train_step", "plain_step"))
-    assert 0 < fast < plain and "times as fast" in text                        # multiplications, counted
+    assert 0 < fast < plain and len(re.findall(r"\nplain, medium .*\ntrain_step is [\d.]+ and [\d.]+ times as fast", text)) == 1
     assert float(result.stderr.decode().split("differ by ")[1].split()[0]) < 1e-6
 
 
@@ -2297,9 +2304,29 @@ def test_loop_score_knows_loops():
         wander[k] = 0.92 * wander[k - 1] + rng.standard_normal(6)
     assert evaluate.loop_score(wander)[0] > 0.8
     # What dies down stands still for good; by its own measure its trembling would never return
-    dying = wander * np.maximum(0.98 ** np.arange(1500), 0.05)[:, None]
-    assert evaluate.loop_score(dying)[0] > 0.3 > 0.15 > evaluate.loop_score(dying, evaluate.usual_distance(wander))[0]
+    dying, usual = wander * np.maximum(0.98 ** np.arange(1500), 0.05)[:, None], evaluate.usual_distance(wander)
+    assert evaluate.loop_score(dying)[0] > 0.8 > 0.1 > evaluate.loop_score(dying, usual)[0]
+    # Loops that begin late, and loops of what is large while 20 small components wander
+    late = np.concatenate([wander[:700], np.resize(wander[700:800], (800, 6))])
+    assert evaluate.loop_score(late, usual) == (0, 100) and evaluate.loop_score(late[::-1], usual)[0] > 0.8
+    small = 0.1 * loop.std() / wander.std() * np.concatenate([np.roll(wander, 300 * k, 0) for k in range(4)], 1)
+    score, lag = evaluate.loop_score(np.concatenate([loop, small[:, :20]], 1))
+    assert score < evaluate.LOOPS and lag % 125 == 0
     assert evaluate.usual_distance(np.array([[0.0, 0.0], [3.0, 4.0]])) == pytest.approx(5)
+
+
+def test_what_distances_are_compared_with():
+    """Of independent Gaussian frames all four references are known: 2048 draws, a small sample, repetition, the variance."""
+    x = torch.randn(4000, 32, generator=torch.Generator().manual_seed(0))
+    found = train.code_references(x, [(0, 4000)], 3)
+    # Repeated frames have covariance 1 between any two frames; their window covariance I (x) J against I (x) I, J of ones:
+    # roots of its eigenvalues 3, 0, 0 make 3 + 3 - 2 sqrt(3) per component, of which SPACE / 96 are looked at
+    assert 0.2 * 32 * (6 - 2 * math.sqrt(3)) < found["frozen"] < 1.1 * 32 * (6 - 2 * math.sqrt(3))
+    assert found["still"] == pytest.approx(32, rel=0.05)
+    expected = train.SPACE ** 2 / (4 * train.SHORT)                             # of two covariances, one of n draws: d^2 / 4n
+    assert 0.7 * expected < found["floor"] < 2 * expected < found["halves"] < found["frozen"]
+    with pytest.raises(InputError, match="no.pt cannot be written .enforce fail"):
+        train.write_atomically(Path("no.pt"), lambda part: (_ for _ in ()).throw(RuntimeError("enforce fail at inline")))
 
 
 def test_average_content_distance_and_correlation_by_hand():

@@ -59,7 +59,7 @@ SPACE = 64          # ours: principal dimensions of a window in which distances 
 REESTIMATE = 96     # ours: batches from which BatchNorm statistics are re-estimated. With 16 the draw alone moved the short
 #                     distance of one model from 7.5 to 9.1 %
 AGREE = 10          # ours: steps after which several GPUs ask each other whether to stop, as that waits for them
-DIVERGED = 10       # ours: times the largest distance that a critic of slope 1 can see; training stops beyond it
+DIVERGED = 10       # ours: times the distance of two windows, the most that a critic of slope 1 can claim; training stops beyond
 VERSION = 1         # of motion.pt
 
 
@@ -133,26 +133,26 @@ def load_training_set(paths, window):
         elif meta["model"]["sha256"] != first["model"]["sha256"]:
             raise InputError(f"{path} was embedded with the image model {meta['model']['name']}, {paths[0]} with "
                              f"{first['model']['name']}; embed all videos with the same file.")
-        elif abs(meta["fps"] / first["fps"] - 1) > 0.01:
+        elif abs(meta["fps"] / first["fps"] - 1) > 0.01 and processes()[1] == 0:
             print(f"{path} has {meta['fps']:g} frames per second, {paths[0]} {first['fps']:g}: their motion will "
                   f"differ in speed.", file=sys.stderr)
         clips += [(start + n, end + n) for start, end in meta["clips"]]
         parts, n = parts + [codes], n + len(codes)
-    codes, meta = np.concatenate(parts), {**first, "clips": clips}
+    codes, meta, names = np.concatenate(parts), {**first, "clips": clips}, ", ".join(map(str, paths))
     if n <= COMPONENTS:
-        raise InputError(f"{paths[0]} has {n} frames; the PCA of {COMPONENTS} directions needs at least "
+        raise InputError(f"{names}: {n} frames; the PCA of {COMPONENTS} directions needs at least "
                          f"{COMPONENTS + 1}, and good motion needs hundreds: embed a longer video.")
     if codes[0].size < COMPONENTS:
         raise InputError(f"{paths[0]} has {codes[0].size} numbers per frame, expected at least {COMPONENTS}: are these "
                          f"W+ codes (T, L, D)?")
     if codes.std(0).max() < 1e-6:
-        raise InputError(f"all {n} frames of {paths[0]} have the same code: there is no motion to learn.")
+        raise InputError(f"all {n} frames of {names} have the same code: there is no motion to learn.")
     longest = max(end - start for start, end in clips)
-    if longest < window:
-        raise InputError(f"the longest clip has {longest} frames, fewer than the window of {window}; pass "
-                         f"--window {longest} or embed a longer video.")
+    if longest <= window:
+        raise InputError(f"{names}: the longest clip has {longest} frames, too few for two windows of {window}; give a shorter "
+                         f"--window, {longest // 2} perhaps, or embed a longer video.")
     short = sum(end - start for start, end in clips if end - start < window)
-    if short:
+    if short and processes()[1] == 0:
         print(f"{short} of {n} frames lie in clips shorter than {window} frames and are left out of the windows.",
               file=sys.stderr)
     return codes, meta
@@ -231,15 +231,23 @@ def jitter(x):
 def code_references(x, clips, window):
     """What distances are compared with, from the real coordinates (N, 32).
 
-    floor: even windows against odd ones. frozen: real windows against every real frame repeated T times, what a model
-    without motion would score; percentages are of it.
+    frozen: real windows against every real frame repeated T times, what a model without motion would score; percentages are
+    of it. still: real frames against their mean, the same for single frames. floor: SHORT windows drawn from a Gaussian
+    with the real windows' moments: what the draw alone makes of a perfect model. halves: the first half of the real windows
+    against the second: how well a video of this length says what is to be learned.
     """
     windows = cut_windows(x, clips, window)                                     # (n, T, 32)
     frames = torch.cat([x[start:end] for start, end in clips if end - start >= window])
     space = window_space(windows)
+    mean, basis = space
+    projected = (np.asarray(windows.flatten(1), np.float64) - mean) @ basis.T   # (n, SPACE)
+    values, vectors = np.linalg.eigh(np.atleast_2d(np.cov(projected, rowvar=False, bias=True)))
+    drawn = np.random.RandomState(0).standard_normal((SHORT, len(values))) * np.sqrt(values.clip(0)) @ vectors.T
+    half = len(windows) // 2
     return {"windows": windows, "frames": frames, "space": space, "window": window,
-            "floor": code_frechet(windows[::2], windows[1::2], space) if len(windows) > 1 else 0.0,
+            "floor": frechet(projected, drawn), "halves": code_frechet(windows[:half], windows[half:], space),
             "frozen": code_frechet(windows, frames[:, None].expand(-1, window, -1), space),
+            "still": np.asarray(frames, np.float64).var(0).sum().item(),
             "jitter": jitter(windows) if window > 2 else math.nan}
 
 
@@ -250,6 +258,7 @@ def code_distances(references, short, long):
     for name, x in (("short", short), ("long", cut)):
         found[f"{name}_percent"] = 100 * found[name] / references["frozen"]
         found[f"frame_{name}"] = frechet(references["frames"], x.flatten(0, 1))
+        found[f"frame_{name}_percent"] = 100 * found[f"frame_{name}"] / references["still"]
         found[f"jitter_{name}"] = jitter(x) / references["jitter"] if x.shape[1] > 2 else math.nan
     return found
 
@@ -441,7 +450,10 @@ def several_processes(args):
         return
     cuda = args.device == "auto" and torch.cuda.is_available() or args.device.startswith("cuda")
     if cuda:
-        args.device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
+        args.device, here = f"cuda:{os.environ.get('LOCAL_RANK', 0)}", int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+        if here > torch.cuda.device_count():
+            raise InputError(f"{here} processes on this machine, but torch sees {torch.cuda.device_count()} CUDA GPUs; start as "
+                             f"many as there are GPUs (--nproc-per-node), or give --device cpu.")
         torch.cuda.set_device(args.device)
     dist.init_process_group("nccl" if cuda else "gloo")
     try:
@@ -577,8 +589,8 @@ def later_windows(args):
 def differences(real, sigma):
     """Instance noise for real and for sampled windows: differences of real windows (b, ...), sigma times.
 
-    Each has the covariance of real windows. The rows that are subtracted lie a quarter of the batch apart, so that shares
-    of n processes, r, r + n, ..., find the same partners (where the rows are a multiple of 4 n).
+    Each has sigma^2 times the covariance of real windows. The rows that are subtracted lie a quarter of the batch apart, so
+    that shares of n processes, r, r + n, ..., find the same partners (where the rows are a multiple of 4 n).
     """
     quarter = max(1, len(real) // 4)
     a, b, c = (real.roll(k * quarter, 0) for k in (1, 2, 3))
@@ -755,6 +767,7 @@ def benchmark(args, rounds=5):
     device = choose_device(args.device)
     if args.threads:
         torch.set_num_threads(args.threads)
+    check_options(args)
     codes, meta = load_training_set(args.latents, args.window)
     starts = window_starts(meta["clips"], args.window).to(device)
     codes = torch.from_numpy(codes).to(device)
@@ -771,13 +784,16 @@ def benchmark(args, rounds=5):
         if device.type == "cuda":
             torch.cuda.synchronize()
 
+    # The plain way both with torch's own precision of products and with that of train_step
     kinds = {"train_step": (train_step, args.matmul), "plain_step": (plain_step, "highest")}
+    if args.matmul != "highest":
+        kinds[f"plain, {args.matmul}"] = plain_step, args.matmul
     trained = {name: networks(codes, late, args) for name in kinds}
     batches = [noise() for _ in range(3)]
 
     # The same numbers? In float64, as Adam's first steps make something out of every rounding error
     logged = []
-    for step, _ in kinds.values():
+    for step in (train_step, plain_step):
         nets = networks(codes, late, args)
         for part in (nets["G"], nets["C"], nets["norm"]):
             part.double()
@@ -834,8 +850,9 @@ def benchmark(args, rounds=5):
         print(f"{row['name']:12s}{1 / seconds:10.2f}{B / seconds:12.0f}{row['flops'] / 1e9:12.3f}{rate / 1e9:10.1f}"
               f"{100 * rate / row['peak']:10.1f}%{row['memory']:8.0f}")
     per_epoch = steps_per_epoch(len(starts), args)
-    print(f"train_step is {rows[1]['median'] / rows[0]['median']:.2f} times as fast; {args.epochs} epochs of {len(starts)} "
-          f"windows would take {args.epochs * per_epoch * rows[0]['median'] / 60:.1f} minutes")
+    ratios = " and ".join(f"{row['median'] / rows[0]['median']:.2f}" for row in rows[1:])
+    print(f"train_step is {ratios} times as fast; {args.epochs} epochs of {len(starts)} windows would take "
+          f"{args.epochs * per_epoch * rows[0]['median'] / 60:.1f} minutes")
 
 
 # ------------------------------------------------------------------------------------------------------------------
@@ -853,9 +870,9 @@ def write_atomically(path, write):
     try:
         write(part)
         os.replace(part, path)
-    except OSError as error:
-        raise InputError(f"{path} cannot be written ({error.strerror or error}); free some space or choose "
-                         f"another -o.") from None
+    except (OSError, RuntimeError) as error:                                    # torch.save turns a full disk into the latter
+        reason = getattr(error, "strerror", None) or str(error).partition("\n")[0]
+        raise InputError(f"{path} cannot be written ({reason}); free some space or choose another -o.") from None
     finally:
         part.unlink(missing_ok=True)
 
@@ -881,11 +898,13 @@ def draw_curves(path, rows, real, fake, fps):
     grid["phi"].plot(step, [math.degrees(row["phi"]) for row in rows])
     grid["phi"].axhline(45, color="gray", linestyle=":")
     grid["phi"].set(title="phi in degrees (penalty below 45)", xlabel="generator steps", ylim=(0, 90))
-    for name in ("short", "long"):
-        grid["distance"].plot(step, [row[f"{name}_percent"] for row in rows], label=name)
+    for name, color in (("short", "tab:blue"), ("long", "tab:orange")):
+        grid["distance"].plot(step, [row[f"{name}_percent"] for row in rows], color=color, label=name)
+        frames = [row.get(f"frame_{name}_percent", math.nan) for row in rows]   # not in states before these columns
+        grid["distance"].plot(step, frames, ":", color=color, label=f"{name}, frames")
     floor = 100 * rows[-1]["floor"] / rows[-1]["frozen"]
-    grid["distance"].axhline(max(floor, 1e-2), color="gray", linestyle=":", label="real against real")
-    grid["distance"].set(title="window Fréchet distance, % of frozen frames", xlabel="generator steps", yscale="log")
+    grid["distance"].axhline(max(floor, 1e-2), color="gray", linestyle="--", label="floor")
+    grid["distance"].set(title="Fréchet distance, % (windows: of frozen frames)", xlabel="generator steps", yscale="log")
     grid["distance"].legend(fontsize=8)
     both = torch.cat([real[:, :3], fake[:, :3]])
     for name, x in (("real", real), ("fake", fake)):
@@ -919,30 +938,52 @@ def choose_device(name):
     return torch.device(name)
 
 
-# --recipe paper: what the paper states where ours differs (suppl. 2.1; sec. 3), and plain Adam where it states nothing
+# --recipe paper: what the paper states (suppl. 2.1; sec. 3), and plain Adam where it states nothing
 PAPER = {"lr": 0.005, "lr_critic": 0.005, "lr_half_life": math.inf, "betas": [0.9, 0.999], "horizon": 0, "lambda_gap": 100.0,
          "instance_noise": 0.0, "matmul": "highest"}
 # Options that --resume takes from the state, because the training depends on them; of these, the learning rates may change
-FIXED = ("window", "horizon", "batch", "betas", "critic_steps", "instance_noise", "lambda_gp", "lambda_gap", "ema", "start",
-         "width", "seed", "matmul")
+FIXED = ("recipe", "window", "horizon", "batch", "betas", "critic_steps", "instance_noise", "lambda_gp", "lambda_gap", "ema",
+         "start", "width", "seed", "matmul")
 KEPT = "lr", "lr_critic", "lr_half_life"
+LENGTH = "epochs", "steps"      # taken from the state if neither is named
+
+
+def check_options(args):
+    """Raise InputError for what no parser of a single option can see."""
+    world = processes()[0]
+    if args.window < 2 or args.batch < 2:
+        raise InputError("--window and --batch must be at least 2: one frame has no motion, one sample no statistics.")
+    if args.horizon and args.horizon < 2 * args.window - 1:
+        raise InputError(f"--horizon {args.horizon} has no room for a second window of {args.window}; give 0 or at least "
+                         f"{2 * args.window - 1}.")
+    late = later_windows(args)
+    # BatchNorm needs two windows that begin with i; instance noise, partners a quarter of a group apart
+    least = (4 if late else 2) * world
+    unit = (2 if late else 1) * (4 * world if args.instance_noise else world) if world > 1 else 1
+    if args.batch < least or args.batch % unit:
+        least = -(-least // unit) * unit
+        raise InputError(f"--batch {args.batch} cannot be shared out: give at least {least}" + (
+            f" and a multiple of {unit} for {world} processes." if world > 1 else ", for BatchNorm's sake."))
 
 
 def load_state(path, args, digest, named):
     """Training state for --resume; puts its options into args, but for the learning rates named in the command line.
 
-    Raises InputError if the data differ, or another option that was named.
+    The length too is the state's if none is named. Raises InputError if the data differ, or another option that was named.
     """
     if not path.is_file():
         raise InputError(f"{path} does not exist, so there is nothing to resume; leave out --resume to start anew.")
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
         options = state["options"]
-        missing = [name for name in FIXED + KEPT if name not in options]
+        missing = [name for name in FIXED + KEPT + LENGTH if name not in options]
     except Exception as error:                                                  # torch raises a dozen types here
         raise InputError(f"{path} is not a training state of train.py ({type(error).__name__}); leave out --resume to "
                          f"start anew.") from None
-    if missing or state["digest"] != digest:
+    if missing:
+        raise InputError(f"{path} is of an older train.py, which knew no --{missing[0].replace('_', '-')}; leave out --resume "
+                         f"to start anew.")
+    if state["digest"] != digest:
         raise InputError(f"{path} was trained on other codes than {', '.join(map(str, args.latents))}; name those, or "
                          f"leave out --resume to start anew.")
     for name in FIXED + KEPT:
@@ -954,6 +995,8 @@ def load_state(path, args, digest, named):
             raise InputError(f"{path} was trained with --{name.replace('_', '-')} {stored}, not {given}; leave the "
                              f"option out to resume, or leave out --resume to start anew.")
         setattr(args, name, stored)
+    if not set(LENGTH) & set(named):
+        args.epochs, args.steps = options["epochs"], options["steps"]
     return state
 
 
@@ -966,29 +1009,25 @@ def main(args, named=()):
     output, state_path = Path(args.output), beside(Path(args.output), ".state.pt")
     if output.is_dir() or not output.parent.is_dir() or not os.access(output.parent, os.W_OK):
         raise InputError(f"{output} cannot be written; choose a file in an existing, writable folder with -o.")
-    if args.window < 2 or args.batch < 2:
-        raise InputError("--window and --batch must be at least 2: one frame has no motion, one sample no statistics.")
+    if args.window < 2:
+        raise InputError("--window must be at least 2: one frame has no motion.")
     if args.threads:
         torch.set_num_threads(args.threads)
     device = choose_device(args.device)
     world, rank = processes()
-    if args.batch % (2 * world) and world > 1:
-        raise InputError(f"--batch {args.batch} cannot be shared by {world} processes: give a multiple of {2 * world}.")
     said = sys.stderr if rank == 0 else open(os.devnull, "w")                   # one process speaks and writes for all
 
     # Data: all codes stay on the device as one tensor
     codes, meta = load_training_set(args.latents, args.window)
     digest = hashlib.sha256(codes.tobytes() + repr(meta["clips"]).encode()).hexdigest()
     state = load_state(state_path, args, digest, named) if args.resume else None
+    check_options(args)
     N, L, D = codes.shape
     B, T = args.batch, args.window
     pca = fit_pca(codes)
     codes = torch.from_numpy(codes).to(device)                                  # (N, L, D)
     starts = window_starts(meta["clips"], T).to(device)                         # (n,)
     late = later_windows(args)
-    if (B - late) // world < 2:
-        raise InputError(f"--batch {B} leaves {(B - late) // world} window at the start of a trajectory to a process, fewer "
-                         f"than BatchNorm needs; give at least {4 * world}.")
     turns = max(1, (args.horizon - 1) // (T - 1))                               # so many in each, one after the other
     per_epoch = steps_per_epoch(len(starts), args)
     steps = args.steps if args.steps is not None else args.epochs * per_epoch
@@ -1004,7 +1043,7 @@ def main(args, named=()):
     rng = torch.Generator().manual_seed(args.seed)
     nets["pool"].copy_(torch.randn(late, 4, NOISE, generator=rng)[rank::world])     # until trajectories have been there
     names = "wasserstein", "gp", "generator", "gap", "phi"                      # logged as means since the last report
-    step, since, seconds, rows, totals = 0, 0, 0.0, [], torch.zeros(len(names), device=device)
+    step, since, seconds, rows, totals, last = 0, 0, 0.0, [], *torch.zeros(2, len(names), device=device)
     if state:
         load(nets, state)
         ema.load_state_dict(state["ema"])
@@ -1019,18 +1058,18 @@ def main(args, named=()):
         print(f"{output} exists and is replaced at the first save (--resume would continue it).", file=said)
     options = {name: list(value) if isinstance(value, tuple) else value for name, value in vars(args).items()}
 
-    def summed():
-        """The sums for the log over all processes, the mean of them."""
-        everywhere = totals.clone()
+    def over_all(x):
+        """The mean over all processes."""
+        everywhere = x.clone()
         if world > 1:
             dist.all_reduce(everywhere)
         return everywhere / world
 
     def check():
-        sums = [*summed().tolist(), *(p.sum().item() for p in (*nets["G"].parameters(), *nets["C"].parameters()))]
-        distance = abs(sums[0]) / max(1, step - since)
+        sums = [*over_all(last).tolist(), *(p.sum().item() for p in (*nets["G"].parameters(), *nets["C"].parameters()))]
         # A critic of slope 1 cannot put more between two windows than their distance, about (2 T L D)^(1/2) in its units
-        if not all(map(math.isfinite, sums)) or distance > DIVERGED * math.sqrt(2 * T * L * D):
+        too_far = args.lambda_gp > 0 and abs(sums[0]) > DIVERGED * math.sqrt(2 * T * L * D)
+        if not all(map(math.isfinite, sums)) or too_far:
             raise InputError(f"training diverged before step {step}: " + (
                 f"{output} keeps that of step {saved}; start anew with a lower --lr, or try --resume." if saved else
                 "nothing was saved; start anew with a lower --lr."))
@@ -1043,7 +1082,7 @@ def main(args, named=()):
 
     def save():
         check()
-        pool, logged = gathered(nets["pool"]), summed()
+        pool, logged = gathered(nets["pool"]), over_all(totals)
         if rank == 0:
             reestimate_batchnorm(ema, T, B, torch.Generator().manual_seed(args.seed + 1), late, args.horizon - T)
             save_model(output)                              # first: a state at the last step means that the model is there
@@ -1082,8 +1121,9 @@ def main(args, named=()):
         rng.set_state(before)
 
     print(f"{N} frames, {len(starts)} windows of {T}, codes {L} x {D}, {per_epoch} steps per epoch, {steps} steps on "
-          f"{device}{f' x {world}' if world > 1 else ''}; real against real "
-          f"{100 * references['floor'] / references['frozen']:.2f} %", file=said)
+          f"{device}{f' x {world}' if world > 1 else ''}; a perfect model would be at "
+          f"{100 * references['floor'] / references['frozen']:.1f} %, the two halves of these data are "
+          f"{100 * references['halves'] / references['frozen']:.0f} % apart", file=said)
     resumed, saved, stopping, began = step, step, False, time.perf_counter()
     bar = tqdm(total=steps, initial=step, unit="step", mininterval=1.0, file=said)
     try:
@@ -1093,7 +1133,8 @@ def main(args, named=()):
             set_rate(nets["optimiser_G"], args.lr * decay)
             set_rate(nets["optimiser_C"], args.lr_critic * decay)
             torch.set_float32_matmul_precision(args.matmul)
-            totals += advance(noise=noise())                                    # sums for the log stay on the device
+            last = advance(noise=noise())
+            totals += last                                                      # sums for the log stay on the device
             torch.set_float32_matmul_precision("highest")                       # for what is measured and saved
 
             # EMA of the generator; ours: a shorter memory at first, so that it forgets the initialisation
@@ -1104,7 +1145,7 @@ def main(args, named=()):
             # Report: how far sampled motion is from real motion, with random numbers of its own
             if step % args.report_every == 0 or step == steps:
                 check()
-                averages = (summed() / (step - since)).tolist()
+                averages = (over_all(totals) / (step - since)).tolist()
                 took, look = time.perf_counter() - began, torch.Generator().manual_seed(args.seed + 1)
                 seconds += took
                 if rank == 0:
@@ -1112,8 +1153,9 @@ def main(args, named=()):
                     short = sample_coordinates(ema, SHORT, T, pca, look)                        # (2048, T, 32)
                     long = sample_coordinates(ema, LONG[0], max(LONG[1], 4 * T), pca, look)     # (128, 400, 32)
                     rows.append({"step": step, "epoch": round(step / per_epoch, 2), **dict(zip(names, averages)),
-                                 **code_distances(references, short, long), "floor": references["floor"],
-                                 "frozen": references["frozen"], "seconds": round(seconds, 1),
+                                 **code_distances(references, short, long),
+                                 **{name: references[name] for name in ("floor", "halves", "frozen", "still")},
+                                 "seconds": round(seconds, 1),
                                  "lr": args.lr * decay, "lr_critic": args.lr_critic * decay,
                                  "steps_per_second": round((step - max(since, resumed)) / took, 3),
                                  "memory_mb": round(peak_memory(device), 1)})
@@ -1124,7 +1166,8 @@ def main(args, named=()):
                         save_model(beside(output, ".best.pt"))
                     tqdm.write(f"step {step:6d}  W {r['wasserstein']:8.3f}  gp {r['gp']:7.4f}  G {r['generator']:8.3f}  "
                                f"phi {math.degrees(r['phi']):4.1f} deg  short {r['short_percent']:6.2f} %  long "
-                               f"{r['long_percent']:6.2f} %  jitter {r['jitter_long']:5.2f}  {r['steps_per_second']:6.2f} "
+                               f"{r['long_percent']:6.2f} %  frames {r['frame_short_percent']:.2f} "
+                               f"{r['frame_long_percent']:.2f} %  jitter {r['jitter_long']:5.2f}  {r['steps_per_second']:6.2f} "
                                f"steps/s  {r['memory_mb']:6.0f} MB", file=said)
                 totals.zero_()
                 since, began = step, time.perf_counter()
@@ -1164,7 +1207,7 @@ def options_parser(recipe="ours"):
     method.add_argument("--recipe", choices=("ours", "paper"), default="ours", help="defaults of the options below: "
                         "those found by experiment, or the paper's own where it states them")
     method.add_argument("--window", type=int, default=25, help="frames of a window, t (sec. 3; 75 for hands)")
-    method.add_argument("--batch", type=int, default=128, help="windows per step (suppl. 2.1)")
+    method.add_argument("--batch", type=int, default=128, help="windows per critic and per generator step (suppl. 2.1)")
     method.add_argument("--lambda-gp", type=not_negative, default=50.0, help="weight of the gradient penalty (sec. 3)")
     method.add_argument("--lambda-gap", type=not_negative, default=100.0, help="weight of the angle penalty (sec. 3)")
     method.add_argument("--ema", type=momentum, default=0.997, help="momentum of the averaged generator (suppl. 2.1)")
@@ -1212,8 +1255,8 @@ def options_parser(recipe="ours"):
 def named_options():
     """Of the options that a training depends on, those in the command line, also with the value that is their default."""
     parser = options_parser()
-    parser.set_defaults(**dict.fromkeys(FIXED + KEPT))
-    return [name for name, value in vars(parser.parse_args()).items() if name in FIXED + KEPT and value is not None]
+    parser.set_defaults(**dict.fromkeys(FIXED + KEPT + LENGTH))
+    return [name for name, value in vars(parser.parse_args()).items() if name in FIXED + KEPT + LENGTH and value is not None]
 
 
 def positive_int(text):
@@ -1246,13 +1289,14 @@ def momentum(text):
 
 if __name__ == "__main__":
     parser = options_parser()
+    one_speaks = os.environ.get("LOCAL_RANK", "0") == "0"                       # under torchrun, one per machine
     try:
         arguments = parser.parse_args()
         arguments = options_parser(arguments.recipe).parse_args()
         with several_processes(arguments):
             benchmark(arguments) if arguments.benchmark else main(arguments, named_options())
     except InputError as error:
-        first = os.environ.get("RANK", "0") == "0"                              # one process speaks for all
-        parser.exit(2, f"train.py: {error}\n" if first else None)
+        parser.exit(2, f"train.py: {error}\n" if one_speaks else None)
     except KeyboardInterrupt as error:
-        parser.exit(130, f"train.py: {str(error) or 'stopped before the training began; nothing was written.'}\n")
+        error = str(error) or "stopped before the training began; nothing was written."
+        parser.exit(130, f"train.py: {error}\n" if one_speaks else None)

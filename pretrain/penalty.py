@@ -4,8 +4,9 @@
     python -m pretrain.penalty ablation latents.npy -o ablation # short and long distance, 5 seeds with and 5 without
 
 looping: "a very short training sequence (one single sentence, spoken three times, 20 seconds in total)". It is drawn by
-pretrain/faces.py and embedded by embed.py; models are trained as the paper does (--horizon 0, every sampled window begins
-with i, and nn.GRU's own start) and sampled for 1500 frames; evaluate.py's loop score says which of them loop.
+pretrain/faces.py and embedded by embed.py; models are trained with train.py's defaults but for --horizon 0 (every sampled
+window begins with i, as in the paper), nn.GRU's own start and a smaller batch, and are sampled for 1500 frames; evaluate.py's
+loop score says which of them loop.
 ablation: the layout of the paper's table 1, with train.py's distances of codes in place of FVD.
 
 Every model is a training of its own, --jobs of them at a time, one thread each. Stop and start again as you like: what is
@@ -48,22 +49,36 @@ def run(command):
 def train_models(latents, folder, names, steps, jobs, options):
     """Train names = {name: [option, ...]} as folder/name.pt, as far as they are not there yet."""
     def one(name):
-        output, done = folder / f"{name}.pt", 0
-        if output.is_file():
-            try:
-                done = torch.load(output, weights_only=True)["step"]
-            except Exception:                                   # not ours, or damaged: anew
-                done = 0
-        if done < steps:
-            go_on = ["--resume"] if train.beside(output, ".state.pt").is_file() else []
-            run(["train.py", latents, "-o", output, "--steps", steps, "--threads", 1, "--report-every", 500, "--save-every", 500,
-                 *options, *names[name], *go_on])
+        output = folder / f"{name}.pt"
+        asked = ["train.py", latents, "-o", output, "--steps", steps, "--threads", 1, "--report-every", 500, "--save-every", 500,
+                 *options, *names[name]]
+        if output.is_file() and finished(output, train.options_parser().parse_args(list(map(str, asked[1:])))):
+            return bar.update()
+        # train.py itself refuses a state that other options or codes led to
+        run(asked + (["--resume"] if train.beside(output, ".state.pt").is_file() else []))
         bar.update()
 
     with tqdm(total=len(names), desc=f"training {folder}", unit="model", mininterval=1.0) as bar:
-        with ThreadPoolExecutor(jobs) as pool:
+        pool = ThreadPoolExecutor(jobs)
+        try:
             for result in [pool.submit(one, name) for name in names]:
                 result.result()
+        finally:                                                # after Ctrl-C or an error, no further model is begun
+            pool.shutdown(cancel_futures=True)
+
+
+def finished(path, asked):
+    """Whether the model of that many steps is there. Raises InputError if it was trained otherwise than asked."""
+    try:
+        model = torch.load(path, weights_only=True)
+        options, step = model["options"], model["step"]
+    except Exception:                                           # not ours, or damaged: anew
+        return False
+    other = [name for name in train.FIXED + train.KEPT if options.get(name) != getattr(asked, name)]
+    if other or step > asked.steps:
+        difference = f"--{other[0].replace('_', '-')} {options.get(other[0])}" if other else f"{step} steps"
+        raise InputError(f"{path} was trained with {difference}; choose another folder with -o, or remove it.")
+    return step == asked.steps
 
 
 def write_json(path, found):
@@ -157,7 +172,7 @@ def ablation(args):
         found |= {key: tables[0][key] for key in ("floor_percent", "frozen")}
     write_json(folder / "ablation.json", found)
     print(f"Fréchet distance of windows, % of frozen frames (lower is better), and of single frames; mean ± standard deviation of "
-          f"{args.models} models of {steps} steps; real against real {found['floor_percent']:.2f} %")
+          f"{args.models} models of {steps} steps; a perfect model {found['floor_percent']:.2f} %")
     print(" " * 18 + "".join(f"{head:>16s}" for head in ("short, %", "long, %", "frame, short", "frame, long")))
     for kind in KINDS:
         cells = [[row[key] for row in found[kind]] for key in ("short_percent", "long_percent", "frame_short", "frame_long")]
