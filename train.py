@@ -1015,7 +1015,7 @@ def main(args, named=()):
         torch.set_num_threads(args.threads)
     device = choose_device(args.device)
     world, rank = processes()
-    said = sys.stderr if rank == 0 else open(os.devnull, "w")                   # one process speaks and writes for all
+    log = sys.stderr if rank == 0 else open(os.devnull, "w")                    # one process speaks and writes for all
 
     # Data: all codes stay on the device as one tensor
     codes, meta = load_training_set(args.latents, args.window)
@@ -1042,8 +1042,8 @@ def main(args, named=()):
     share_batch_norm(nets["G"])
     rng = torch.Generator().manual_seed(args.seed)
     nets["pool"].copy_(torch.randn(late, 4, NOISE, generator=rng)[rank::world])     # until trajectories have been there
-    names = "wasserstein", "gp", "generator", "gap", "phi"                      # logged as means since the last report
-    step, since, seconds, rows, totals, last = 0, 0, 0.0, [], *torch.zeros(2, len(names), device=device)
+    columns = "wasserstein", "gp", "generator", "gap", "phi"                    # logged as means since the last report
+    step, since, seconds, rows, totals, last = 0, 0, 0.0, [], *torch.zeros(2, len(columns), device=device)
     if state:
         load(nets, state)
         ema.load_state_dict(state["ema"])
@@ -1055,7 +1055,7 @@ def main(args, named=()):
             raise InputError(f"{state_path} is at step {step} already, --resume would stop at {steps}; ask for more "
                              f"with --steps or --epochs.")
     elif output.exists():
-        print(f"{output} exists and is replaced at the first save (--resume would continue it).", file=said)
+        print(f"{output} exists and is replaced at the first save (--resume would continue it).", file=log)
     options = {name: list(value) if isinstance(value, tuple) else value for name, value in vars(args).items()}
 
     def over_all(x):
@@ -1123,9 +1123,9 @@ def main(args, named=()):
     print(f"{N} frames, {len(starts)} windows of {T}, codes {L} x {D}, {per_epoch} steps per epoch, {steps} steps on "
           f"{device}{f' x {world}' if world > 1 else ''}; a perfect model would be at "
           f"{100 * references['floor'] / references['frozen']:.1f} %, the two halves of these data are "
-          f"{100 * references['halves'] / references['frozen']:.0f} % apart", file=said)
+          f"{100 * references['halves'] / references['frozen']:.0f} % apart", file=log)
     resumed, saved, stopping, began = step, step, False, time.perf_counter()
-    bar = tqdm(total=steps, initial=step, unit="step", mininterval=1.0, file=said)
+    bar = tqdm(total=steps, initial=step, unit="step", mininterval=1.0, file=log)
     try:
         while step < steps and not stopping:
             # Critic and generator
@@ -1146,13 +1146,13 @@ def main(args, named=()):
             if step % args.report_every == 0 or step == steps:
                 check()
                 averages = (over_all(totals) / (step - since)).tolist()
-                took, look = time.perf_counter() - began, torch.Generator().manual_seed(args.seed + 1)
+                took, report_rng = time.perf_counter() - began, torch.Generator().manual_seed(args.seed + 1)
                 seconds += took
                 if rank == 0:
-                    reestimate_batchnorm(ema, T, B, look, late, args.horizon - T)
-                    short = sample_coordinates(ema, SHORT, T, pca, look)                        # (2048, T, 32)
-                    long = sample_coordinates(ema, LONG[0], max(LONG[1], 4 * T), pca, look)     # (128, 400, 32)
-                    rows.append({"step": step, "epoch": round(step / per_epoch, 2), **dict(zip(names, averages)),
+                    reestimate_batchnorm(ema, T, B, report_rng, late, args.horizon - T)
+                    short = sample_coordinates(ema, SHORT, T, pca, report_rng)                  # (2048, T, 32)
+                    long = sample_coordinates(ema, LONG[0], max(LONG[1], 4 * T), pca, report_rng)# (128, 400, 32)
+                    rows.append({"step": step, "epoch": round(step / per_epoch, 2), **dict(zip(columns, averages)),
                                  **code_distances(references, short, long),
                                  **{name: references[name] for name in ("floor", "halves", "frozen", "still")},
                                  "seconds": round(seconds, 1),
@@ -1168,7 +1168,7 @@ def main(args, named=()):
                                f"phi {math.degrees(r['phi']):4.1f} deg  short {r['short_percent']:6.2f} %  long "
                                f"{r['long_percent']:6.2f} %  frames {r['frame_short_percent']:.2f} "
                                f"{r['frame_long_percent']:.2f} %  jitter {r['jitter_long']:5.2f}  {r['steps_per_second']:6.2f} "
-                               f"steps/s  {r['memory_mb']:6.0f} MB", file=said)
+                               f"steps/s  {r['memory_mb']:6.0f} MB", file=log)
                 totals.zero_()
                 since, began = step, time.perf_counter()
 
@@ -1189,7 +1189,7 @@ def main(args, named=()):
     if stopping:
         raise KeyboardInterrupt(f"stopped at step {step} of {steps} and saved; go on with --resume.")
     others = ", ".join(beside(output, ending).name for ending in (".best.pt", ".state.pt", ".csv", ".png"))
-    print(f"wrote {output} (step {step}) and beside it {others}", file=said)
+    print(f"wrote {output} (step {step}) and beside it {others}", file=log)
 
 
 def options_parser(recipe="ours"):
