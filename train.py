@@ -1151,7 +1151,7 @@ def main(args, named=()):
                 if rank == 0:
                     reestimate_batchnorm(ema, T, B, report_rng, late, args.horizon - T)
                     short = sample_coordinates(ema, SHORT, T, pca, report_rng)                  # (2048, T, 32)
-                    long = sample_coordinates(ema, LONG[0], max(LONG[1], 4 * T), pca, report_rng)# (128, 400, 32)
+                    long = sample_coordinates(ema, LONG[0], max(LONG[1], 4 * T), pca, report_rng) # (128, 400, 32)
                     rows.append({"step": step, "epoch": round(step / per_epoch, 2), **dict(zip(columns, averages)),
                                  **code_distances(references, short, long),
                                  **{name: references[name] for name in ("floor", "halves", "frozen", "still")},

@@ -171,8 +171,8 @@ def ablation(args):
                                           ("short", "short_percent", "long", "long_percent", "frame_short", "frame_long")})
         found |= {key: tables[0][key] for key in ("floor_percent", "frozen")}
     write_json(folder / "ablation.json", found)
-    print(f"Fréchet distance of windows, % of frozen frames (lower is better), and of single frames; mean ± standard deviation of "
-          f"{args.models} models of {steps} steps; a perfect model {found['floor_percent']:.2f} %")
+    print(f"Fréchet distance of windows, % of frozen frames (lower is better), and of single frames; mean ± standard deviation "
+          f"of {args.models} models of {steps} steps; a perfect model {found['floor_percent']:.2f} %")
     print(" " * 18 + "".join(f"{head:>16s}" for head in ("short, %", "long, %", "frame, short", "frame, long")))
     for kind in KINDS:
         cells = [[row[key] for row in found[kind]] for key in ("short_percent", "long_percent", "frame_short", "frame_long")]
@@ -196,8 +196,8 @@ if __name__ == "__main__":
             sub.add_argument("--epochs", type=int, default=350, help="of each model (sec. 3)")
         sub.add_argument("-o", "--output", default=name, help="folder for models and results")
         sub.add_argument("--models", type=int, default=20 if name == "looping" else 5, help="of each kind (sec. 4)")
-        sub.add_argument("--steps", type=int, default=3000 if name == "looping" else None, help="generator steps of each model")
-        sub.add_argument("--lambda-gap", type=float, default=100.0 if name == "looping" else None, help="with the penalty (sec. 3)")
+        sub.add_argument("--steps", type=int, default=1000 if name == "looping" else None, help="of each model (ours)")
+        sub.add_argument("--lambda-gap", type=float, default=100.0 if name == "looping" else None, help="with it (sec. 3)")
         sub.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="models trained at a time")
         if name == "looping":
             sub.add_argument("--batch", type=int, default=32, help="windows per step (ours; 128 in the paper, for more data)")
