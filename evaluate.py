@@ -51,17 +51,15 @@ def usual_distance(x):
 
 
 def loop_score(x, usual=None, shortest=LOOP_LAG):
-    """How nearly the second half of a trajectory (T, d) repeats itself: 0 exactly, about 1 never. Higher is better.
+    """How nearly a trajectory (T, d) repeats itself: 0 exactly, about 1 never. Higher is better.
 
-    For every lag from `shortest` to T/4: the mean distance of frames that far apart, over the usual distance of two frames;
-    the smallest over lags. The second half, as a recurrence may take its time to fall into its loop. usual: that of the
-    training video, so that motion which dies down, the simplest loop of all, scores near 0 and not, by its last trembling,
-    near 1; None: of x itself. Give x in units in which what is seen counts most: PCA coordinates, not whitened. It finds
-    loops of a steady tempo. Ours: the paper counts loops by eye (sec. 4, gradient angle penalty). Returns the score and its
-    lag in frames.
+    For every lag from `shortest` to T/2: the mean distance of frames that far apart, over the usual distance of two frames;
+    the smallest over lags. usual: that of the training video, so that motion which dies down, the simplest loop of all,
+    scores near 0 and not, by its last trembling, near 1; None: of x itself. Give x in units in which what is seen counts
+    most: PCA coordinates, not whitened. It finds loops of a steady tempo. Ours: the paper counts loops by eye (sec. 4,
+    gradient angle penalty). Returns the score and its lag in frames.
     """
     x = np.asarray(x, np.float64)
-    x = x[len(x) // 2:]
     T = len(x)
     lags = np.arange(shortest, T // 2 + 1)
     usual = (usual_distance(x) if T > 1 else 0) if usual is None else usual
@@ -92,7 +90,8 @@ def code_table(G, meta, codes, clips, seed):
 
 
 def loop_table(G, meta, codes, clips):
-    """Loop scores of LOOP_SAMPLES sampled trajectories and of the longest training clip.
+    """Loop scores of LOOP_SAMPLES sampled trajectories, of their second half, as a recurrence may take its time to fall into
+    a loop, and of the longest training clip.
 
     moves: the usual distance of two frames of each sample, over that of the training video; near 0 it stands still.
     """
@@ -105,8 +104,8 @@ def loop_table(G, meta, codes, clips):
     video = coordinates(codes[start:end])
     usual, scores, moves = usual_distance(video), [], []
     for seed in tqdm(range(LOOP_SAMPLES), desc="loops", unit="sample"):
-        x = np.concatenate([coordinates(w) for w in sample(G, LOOP_FRAMES, seed)])                 # (1500, 32)
-        scores.append(loop_score(x, usual))
+        x = np.concatenate([coordinates(w) for w in sample(G, LOOP_FRAMES, seed)])             # (1500, 32)
+        scores.append(loop_score(x[LOOP_FRAMES // 2:], usual))
         moves.append(float(usual_distance(x) / usual))
     return {"frames": LOOP_FRAMES, "samples": LOOP_SAMPLES, "threshold": LOOPS, "scores": [s for s, _ in scores],
             "lags": [lag for _, lag in scores], "mean": float(np.mean([s for s, _ in scores])),

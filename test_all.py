@@ -1654,7 +1654,7 @@ def test_experiments_on_the_penalty(codes, tmp_path):
     y = train.coordinates(torch.from_numpy(w), motions["with"]["pca"])
     video = train.coordinates(torch.from_numpy(np.load(tmp_path / "sentence.npy")), motions["with"]["pca"])
     usual = evaluate.usual_distance(video.double().numpy())
-    assert found["with"][0]["scores"][0] == pytest.approx(evaluate.loop_score(y.numpy(), usual)[0], rel=1e-5)
+    assert found["with"][0]["scores"][0] == pytest.approx(evaluate.loop_score(y[750:].numpy(), usual)[0], rel=1e-5)
     assert found["with"][0]["moves"][0] == pytest.approx(evaluate.usual_distance(y.double().numpy()) / usual, rel=1e-5)
     assert found["with"][0]["looping"] == sum(s < evaluate.LOOPS for s in found["with"][0]["scores"])
     assert cv2.imread(str(tmp_path / "looping.png")) is not None and "19 of 20" in result.stdout.decode()
@@ -2305,10 +2305,8 @@ def test_loop_score_knows_loops():
     assert evaluate.loop_score(wander)[0] > 0.8
     # What dies down stands still for good; by its own measure its trembling would never return
     dying, usual = wander * np.maximum(0.98 ** np.arange(1500), 0.05)[:, None], evaluate.usual_distance(wander)
-    assert evaluate.loop_score(dying)[0] > 0.8 > 0.1 > evaluate.loop_score(dying, usual)[0]
-    # Loops that begin late, and loops of what is large while 20 small components wander
-    late = np.concatenate([wander[:700], np.resize(wander[700:800], (800, 6))])
-    assert evaluate.loop_score(late, usual) == (0, 100) and evaluate.loop_score(late[::-1], usual)[0] > 0.8
+    assert evaluate.loop_score(dying[750:])[0] > 0.8 > 0.1 > evaluate.loop_score(dying[750:], usual)[0]
+    # Loops of what is large, while 20 small components wander
     small = 0.1 * loop.std() / wander.std() * np.concatenate([np.roll(wander, 300 * k, 0) for k in range(4)], 1)
     score, lag = evaluate.loop_score(np.concatenate([loop, small[:, :20]], 1))
     assert score < evaluate.LOOPS and lag % 125 == 0
