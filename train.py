@@ -217,10 +217,15 @@ def window_space(real):
     return mean, vectors[:, ::-1][:, :min(SPACE, len(x) - 1, x.shape[1])].T
 
 
+def projected(windows, space):
+    """Windows (n, T, 32) in the space of window_space: (n, SPACE), float64."""
+    mean, basis = space
+    return (np.asarray(windows.flatten(1), np.float64) - mean) @ basis.T
+
+
 def code_frechet(real, fake, space):
     """Fréchet distance of two sets of windows, (n, T, 32) and (m, T, 32), in the space of window_space."""
-    mean, basis = space
-    return frechet(*((np.asarray(v.flatten(1), np.float64) - mean) @ basis.T for v in (real, fake)))
+    return frechet(projected(real, space), projected(fake, space))
 
 
 def jitter(x):
@@ -239,13 +244,12 @@ def code_references(x, clips, window):
     windows = cut_windows(x, clips, window)                                     # (n, T, 32)
     frames = torch.cat([x[start:end] for start, end in clips if end - start >= window])
     space = window_space(windows)
-    mean, basis = space
-    projected = (np.asarray(windows.flatten(1), np.float64) - mean) @ basis.T   # (n, SPACE)
-    values, vectors = np.linalg.eigh(np.atleast_2d(np.cov(projected, rowvar=False, bias=True)))
+    real = projected(windows, space)                                            # (n, SPACE), of mean zero
+    values, vectors = np.linalg.eigh(np.atleast_2d(np.cov(real, rowvar=False, bias=True)))
     drawn = np.random.RandomState(0).standard_normal((SHORT, len(values))) * np.sqrt(values.clip(0)) @ vectors.T
     half = len(windows) // 2
     return {"windows": windows, "frames": frames, "space": space, "window": window,
-            "floor": frechet(projected, drawn), "halves": code_frechet(windows[:half], windows[half:], space),
+            "floor": frechet(real, drawn), "halves": code_frechet(windows[:half], windows[half:], space),
             "frozen": code_frechet(windows, frames[:, None].expand(-1, window, -1), space),
             "still": np.asarray(frames, np.float64).var(0).sum().item(),
             "jitter": jitter(windows) if window > 2 else math.nan}
@@ -1009,8 +1013,6 @@ def main(args, named=()):
     output, state_path = Path(args.output), beside(Path(args.output), ".state.pt")
     if output.is_dir() or not output.parent.is_dir() or not os.access(output.parent, os.W_OK):
         raise InputError(f"{output} cannot be written; choose a file in an existing, writable folder with -o.")
-    if args.window < 2:
-        raise InputError("--window must be at least 2: one frame has no motion.")
     if args.threads:
         torch.set_num_threads(args.threads)
     device = choose_device(args.device)

@@ -52,10 +52,9 @@ def train_models(latents, folder, names, steps, jobs, options):
         output = folder / f"{name}.pt"
         asked = ["train.py", latents, "-o", output, "--steps", steps, "--threads", 1, "--report-every", 500, "--save-every", 500,
                  *options, *names[name]]
-        if output.is_file() and finished(output, train.options_parser().parse_args(list(map(str, asked[1:])))):
-            return bar.update()
-        # train.py itself refuses a state that other options or codes led to
-        run(asked + (["--resume"] if train.beside(output, ".state.pt").is_file() else []))
+        if not output.is_file() or not finished(output, train.options_parser().parse_args(list(map(str, asked[1:])))):
+            # train.py itself refuses a state that other options or codes led to
+            run(asked + (["--resume"] if train.beside(output, ".state.pt").is_file() else []))
         bar.update()
 
     with tqdm(total=len(names), desc=f"training {folder}", unit="model", mininterval=1.0) as bar:
