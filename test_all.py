@@ -1349,11 +1349,12 @@ def double_step(codes, noise, args, step, late, share=slice(None)):
 
 
 def step_arguments(*options):
-    args = train.options_parser().parse_args(["none.npy", "--batch", "16", "--window", "6", *options])
+    args = train.options_parser().parse_args(["none.npy", "--batch", "32", "--window", "6", *options])
     torch.manual_seed(0)
     codes = torch.randn(90, 4, 16)
-    noise = train.draw(torch.Generator().manual_seed(1), args.critic_steps, 16, 8, args.window, 60)
-    noise["renew"] = torch.tensor([[True, False, True, False] * 2] * args.critic_steps)
+    noise = train.draw(torch.Generator().manual_seed(1), args.critic_steps, 32, 16, args.window, 60)
+    noise["renew"] = torch.tensor([[True, False] * 8] * args.critic_steps)
+    noise["tau"] = train.offset_noise(5000, args)
     return codes, noise, args
 
 
@@ -1369,7 +1370,9 @@ def test_the_windows_of_a_batch_cover_the_video(places, n):
     assert not torch.equal(drawn[0].sort()[0], drawn[0])
 
 
-@pytest.mark.parametrize("options, late", (((), 8), (("--critic-steps", "1", "--window", "7"), 8), ((), 1), (("--horizon", "0", "--instance-noise", "0"), 0)))
+@pytest.mark.parametrize("options, late", (
+    ((), 16), (("--critic-steps", "1", "--window", "7"), 16), ((), 1), (("--offset-noise", "0"), 16),
+    (("--horizon", "0", "--instance-noise", "0"), 0)))
 def test_a_step_equals_the_plain_way_of_doing_it(options, late):
     codes, noise, args = step_arguments(*options)
     noise["renew"], noise["before"] = noise["renew"][:, :late], noise["before"][:, :late]
@@ -1385,12 +1388,29 @@ def test_a_step_equals_the_plain_way_of_doing_it(options, late):
         assert any(not torch.allclose(x, z) for x, z in zip(a[name].parameters(), before.parameters()))
 
 
+def test_the_noise_of_the_critics_is_made_of_real_motion():
+    """Covariance sigma^2 of real windows and tau^2 of their means, alike for real and sampled windows; no row gets its own."""
+    real = torch.randn(80_000, 4, 1, generator=torch.Generator().manual_seed(0), dtype=torch.float64) + 3
+    window, means = real[:, :, 0].T.cov(), real.mean(1)[:, 0].var()
+    tau = torch.full((80_000,), 2.0, dtype=torch.float64)
+    tau[:40_000] = 0
+    for noise in train.differences(real, 0.5, tau):
+        for part, t in ((slice(0, 40_000), 0.0), (slice(40_000, None), 2.0)):
+            assert noise[part].mean().abs() < 0.05
+            assert torch.allclose(noise[part, :, 0].T.cov(), 0.25 * window + t * t * means, atol=0.06)
+            assert torch.cat([real[part, :, 0], noise[part, :, 0]], 1).T.corrcoef()[:4, 4:].abs().max() < 0.02
+    assert not any(noise.any() for noise in train.differences(torch.ones(16, 4, 1), 0.5, torch.ones(16)))
+    args = train.options_parser().parse_args(["none.npy", "--offset-noise", "1", "3", "--offset-from", "600", "--batch", "5"])
+    for step, share in ((0, 0.0), (600, 0.0), (600 + train.OFFSET_RISE // 2, 0.5), (5000, 1.0), (train.math.inf, 1.0)):
+        assert torch.equal(train.offset_noise(step, args), share * torch.tensor([[1.0, 3, 1, 3, 1]] * 3))
+
+
 def gradients_of_two(rank, address, folder):
     """In a process of its own: one step of half of the batch, its gradients into a file."""
     torch.set_num_threads(1)
     train.dist.init_process_group("gloo", init_method=address, rank=rank, world_size=2)
     codes, noise, args = step_arguments()
-    nets, logged = double_step(codes, noise, args, train.train_step, 8, slice(rank, None, 2))
+    nets, logged = double_step(codes, noise, args, train.train_step, 16, slice(rank, None, 2))
     train.dist.destroy_process_group()
     torch.save({"gradients": [p.grad for name in ("G", "C") for p in nets[name].parameters()], "norm": nets["norm"].mean,
                 "running": nets["G"].rows_norm.running_var, "logged": logged}, Path(folder) / f"{rank}.pt")
@@ -1399,7 +1419,7 @@ def gradients_of_two(rank, address, folder):
 def test_two_processes_have_the_gradients_of_one(tmp_path):
     """The same batch, halved: BatchNorm, angle penalty through it, running norm and gradients are those of the whole."""
     codes, noise, args = step_arguments()
-    nets, logged = double_step(codes, noise, args, train.train_step, 8)
+    nets, logged = double_step(codes, noise, args, train.train_step, 16)
     wanted = [p.grad for name in ("G", "C") for p in nets[name].parameters()]
     torch.multiprocessing.spawn(gradients_of_two, ((tmp_path / "meet").as_uri(), str(tmp_path)), nprocs=2)
     parts = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1)]
@@ -1658,6 +1678,10 @@ def test_experiments_on_the_penalty(codes, tmp_path):
     assert found["with"][0]["moves"][0] == pytest.approx(evaluate.usual_distance(y.double().numpy()) / usual, rel=1e-5)
     assert found["with"][0]["looping"] == sum(s < evaluate.LOOPS for s in found["with"][0]["scores"])
     assert cv2.imread(str(tmp_path / "looping.png")) is not None and "19 of 20" in result.stdout.decode()
+    G, motion = sample.load_motion(tmp_path / "without-00.pt", torch.device("cpu"))
+    table = evaluate.code_table(G, motion, np.load(tmp_path / "sentence.npy"), train.load_latents(tmp_path / "sentence.npy")[1]["clips"], 1000)
+    assert found["without"][0]["long_percent"] == pytest.approx(table["long_percent"], rel=1e-6)
+    assert f"{table['long_percent']:.2f} ± 0.00" in result.stdout.decode()
     before = (tmp_path / "with-00.pt").stat().st_mtime_ns
     result = penalty_run("ablation", tmp_path / "sentence.npy", "-o", tmp_path / "ablation", *options)
     assert result.returncode == 0, result.stderr.decode()
@@ -1715,10 +1739,10 @@ def test_killed_training_goes_on_to_the_same_end(codes, tmp_path):
 def test_torchrun_trains_one_model(codes, tmp_path):
     """Two processes on the CPU: one set of files, and nearly the numbers of one process after one step."""
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", ROOT / "train.py", codes, "-o",
-               tmp_path / "two.pt", "--steps", "3", "--report-every", "1", *SMALL, "--batch", 16]
+               tmp_path / "two.pt", "--steps", "3", "--report-every", "1", *SMALL, "--batch", 32]
     result = subprocess.run(list(map(str, command)), capture_output=True, timeout=300, env={**os.environ, "OMP_NUM_THREADS": "1"})
     assert result.returncode == 0, result.stderr.decode()
-    assert run("train.py", codes, "-o", tmp_path / "one.pt", "--steps", 3, "--report-every", 1, *SMALL, "--batch", 16).returncode == 0
+    assert run("train.py", codes, "-o", tmp_path / "one.pt", "--steps", 3, "--report-every", 1, *SMALL, "--batch", 32).returncode == 0
     one, two = ([list(map(float, (row["wasserstein"], row["gp"], row["generator"], row["gap"], row["phi"])))
                  for row in train.csv.DictReader((tmp_path / f"{name}.csv").read_text().splitlines())] for name in ("one", "two"))
     assert len(two) == 3 and two[0] == pytest.approx(one[0], rel=0.01)
@@ -1726,7 +1750,7 @@ def test_torchrun_trains_one_model(codes, tmp_path):
     assert pools[0].shape == pools[1].shape
     assert not left_over(tmp_path)
     few = subprocess.run(list(map(str, [*command, "--batch", 12])), capture_output=True, timeout=300)
-    assert few.returncode and b"a multiple of 16 for 2 processes" in few.stderr and few.stderr.count(b"train.py: ") == 1
+    assert few.returncode and b"a multiple of 32 for 2 processes" in few.stderr and few.stderr.count(b"train.py: ") == 1
     more = command + ["--resume"]
     more[more.index("3")] = "4"
     assert subprocess.run(list(map(str, more)), capture_output=True, timeout=300).returncode == 0
@@ -1736,7 +1760,7 @@ def test_torchrun_trains_one_model(codes, tmp_path):
 def test_what_a_graph_knows_is_put_back_in_place():
     """CUDA graphs know tensors by address: warming up is undone in the very same ones, as if no step had been."""
     codes, noise, args = step_arguments()
-    nets = train.networks(codes, 8, args)
+    nets = train.networks(codes, 16, args)
     nets["pool"].normal_()
     copies = lambda: {name: value.clone() for name, value in noise.items()}
     kept, pool = copy.deepcopy(train.states(nets)), nets["pool"].clone()
@@ -1810,16 +1834,18 @@ def test_later_windows_have_a_critic_of_their_own(codes, tmp_path):
 def test_the_optimisers_follow_the_schedule():
     """set_rate() reaches the step itself: at rate zero nothing moves; and a tensor, as on CUDA, is filled in place."""
     codes, noise, args = step_arguments()
-    nets = train.networks(codes, 8, args)
+    nets = train.networks(codes, 16, args)
     before = [p.clone() for name in ("G", "C") for p in nets[name].parameters()]
     for name in ("optimiser_G", "optimiser_C"):
         train.set_rate(nets[name], 0.0)
     train.train_step(nets, noise, codes, torch.arange(60), args)
     assert all(torch.equal(a, b) for a, b in zip(before, [p for name in ("G", "C") for p in nets[name].parameters()]))
-    group = nets["optimiser_G"].param_groups[0]
-    rate = group["lr"] = torch.tensor(0.5)
+    recurrence, rest = nets["optimiser_G"].param_groups
+    assert len(recurrence["params"]) + len(rest["params"]) == len(list(nets["G"].parameters()))
+    assert {id(p) for p in recurrence["params"]} == {id(p) for n, p in nets["G"].named_parameters() if n[:2] in ("ha", "pr")}
+    rate = rest["lr"] = torch.tensor(0.5)
     train.set_rate(nets["optimiser_G"], 0.25)
-    assert group["lr"] is rate and rate.item() == 0.25
+    assert rest["lr"] is rate and rate.item() == 0.25 and recurrence["lr"] == 0.25 * args.lr_recurrence == 1.25
 
 
 def test_only_the_generator_learns_from_the_generator_step():

@@ -60,6 +60,7 @@ REESTIMATE = 96     # ours: batches from which BatchNorm statistics are re-estim
 #                     distance of one model from 7.5 to 9.1 %
 AGREE = 10          # ours: steps after which several GPUs ask each other whether to stop, as that waits for them
 DIVERGED = 10       # ours: times the distance of two windows, the most that a critic of slope 1 can claim; training stops beyond
+OFFSET_RISE = 100   # ours: steps in which the offset noise rises to its full size, so that the critics can follow
 VERSION = 1         # of motion.pt
 
 
@@ -528,17 +529,23 @@ def networks(codes, late, args):
     on_cuda = {"capturable": True} if device.type == "cuda" else {}
     adam = functools.partial(torch.optim.Adam, betas=tuple(args.betas), fused=True, **on_cuda)
     rate = (lambda lr: torch.tensor(lr, device=device)) if on_cuda else float
-    return {"G": G, "C": C, "norm": RunningNorm(NOISE).to(device), "optimiser_G": adam(G.parameters(), rate(args.lr)),
+    recurrence = [*G.hallucinate.parameters(), *G.produce.parameters()]                        # H and P
+    known = set(map(id, recurrence))
+    groups = [{"params": recurrence, "lr": rate(args.lr * args.lr_recurrence), "times": args.lr_recurrence},
+              {"params": [p for p in G.parameters() if id(p) not in known], "lr": rate(args.lr), "times": 1.0}]
+    return {"G": G, "C": C, "norm": RunningNorm(NOISE).to(device), "optimiser_G": adam(groups),
             "optimiser_C": adam(C.parameters(), rate(args.lr_critic)), "pool": torch.zeros(late, 4, NOISE, device=device)}
 
 
 def set_rate(optimiser, lr):
-    """The learning rate of all its parameters, in place where it is a tensor that a CUDA graph knows."""
+    """The learning rate of all its parameters, `times` it where a group has that; in place where it is a tensor that a CUDA
+    graph knows."""
     for group in optimiser.param_groups:
+        wanted = lr * group.get("times", 1.0)
         if torch.is_tensor(group["lr"]):
-            group["lr"].fill_(lr)
+            group["lr"].fill_(wanted)
         else:
-            group["lr"] = lr
+            group["lr"] = wanted
 
 
 def states(nets):
@@ -590,15 +597,29 @@ def later_windows(args):
     return args.batch // 2 if args.horizon >= 2 * args.window - 1 else 0
 
 
-def differences(real, sigma):
-    """Instance noise for real and for sampled windows: differences of real windows (b, ...), sigma times.
+def offset_noise(step, args):
+    """tau of differences() for the windows of a batch (critic steps, B), who take the levels of --offset-noise in turn.
 
-    Each has sigma^2 times the covariance of real windows. The rows that are subtracted lie a quarter of the batch apart, so
-    that shares of n processes, r, r + n, ..., find the same partners (where the rows are a multiple of 4 n).
+    None before --offset-from, as it hides from the critics what G learns first; then it rises within OFFSET_RISE steps.
+    """
+    rise = min(1.0, max(0.0, (step - args.offset_from) / OFFSET_RISE))
+    levels = torch.tensor(args.offset_noise)
+    return rise * levels[torch.arange(args.batch) % len(levels)].expand(args.critic_steps, -1)
+
+
+def differences(real, sigma, tau):
+    """Instance noise for real and for sampled windows (b, T, ...), made of differences of real windows; tau (b,).
+
+    Its covariance is sigma^2 times that of real windows and, the same in all frames of a window, tau^2 times that of their
+    means. The rows that are subtracted lie a quarter of the batch apart, for the means half a quarter aside, so that shares of
+    n processes, r, r + n, ..., find the same partners (where the rows are a multiple of 8 n).
     """
     quarter = max(1, len(real) // 4)
     a, b, c = (real.roll(k * quarter, 0) for k in (1, 2, 3))
-    return sigma / math.sqrt(2) * (a - b), sigma / math.sqrt(2) * (b - c)
+    mean = real.mean(1, keepdim=True)                                           # (b, 1, ...)
+    e, f, g = (mean.roll(k * quarter + quarter // 2, 0) for k in (1, 2, 3))
+    sigma, tau = sigma / math.sqrt(2), tau.view(-1, *[1] * (real.dim() - 1)) / math.sqrt(2)
+    return sigma * (a - b) + tau * (e - f), sigma * (b - c) + tau * (f - g)
 
 
 def generate(nets, i, s, before, renew):
@@ -627,8 +648,8 @@ def generate(nets, i, s, before, renew):
 def train_step(nets, noise, codes, starts, args):
     """Critic steps and one generator step. Returns what is logged, (5,).
 
-    noise: of draw(), on the device, with "renew" (critic steps, late) for generate(). codes (N, L, D); starts (n,): first
-    frames of the real windows. Nothing here waits for the device.
+    noise: of draw(), on the device, with "renew" (critic steps, late) for generate() and "tau" (critic steps, B) for
+    differences(). codes (N, L, D); starts (n,): first frames of the real windows. Nothing here waits for the device.
     """
     G, C, norm, T = nets["G"], nets["C"], nets["norm"], args.window
     late, fresh = len(nets["pool"]), noise["i"].shape[1] - len(nets["pool"])
@@ -646,7 +667,7 @@ def train_step(nets, noise, codes, starts, args):
         for critic, group in zip(C, groups):
             p_real = first_layer(critic, codes[index[group]])                                   # (b, T, width)
             p_fake = first_layer(critic, w[group].detach())
-            n_real, n_fake = differences(p_real, args.instance_noise)
+            n_real, n_fake = differences(p_real, args.instance_noise, noise["tau"][k, group])
             losses.append(critic_loss(critic, p_real + n_real, p_fake + n_fake, noise["u"][k, group]))
         loss_C, gp = (sum(loss) / len(losses) for loss in zip(*losses))
         nets["optimiser_C"].zero_grad()
@@ -658,7 +679,7 @@ def train_step(nets, noise, codes, starts, args):
     C.requires_grad_(False)
     loss_G = []
     for critic, group in zip(C, groups):
-        n_fake = differences(first_layer(critic, codes[index[group]]), args.instance_noise)[1]
+        n_fake = differences(first_layer(critic, codes[index[group]]), args.instance_noise, noise["tau"][k, group])[1]
         loss_G.append(-score(critic, first_layer(critic, w[group]) + n_fake).mean())
     loss_G = sum(loss_G) / len(loss_G)
     norm.update(gathered((l[:fresh, -1] - l[:fresh, 0]).detach()))
@@ -690,15 +711,17 @@ def plain_step(nets, noise, codes, starts, args):
         real = codes[starts[noise["place"][k]][:, None] + torch.arange(T, device=starts.device)]
         loss_C = gp = 0
         for critic, group in zip(C, groups):
-            n_real, n_fake = differences(real[group], args.instance_noise)
+            n_real, n_fake = differences(real[group], args.instance_noise, noise["tau"][k, group])
             noisy, fake = real[group] + n_real, w[group].detach() + n_fake
             loss_C = loss_C + (critic(fake).mean() - critic(noisy).mean()) / len(C)
             gp = gp + gradient_penalty(critic, noisy, fake, noise["u"][k, group, None]) / len(C)
         nets["optimiser_C"].zero_grad()
         (loss_C + args.lambda_gp * gp).backward()
         nets["optimiser_C"].step()
-    loss_G = -sum(critic(w[group] + differences(real[group], args.instance_noise)[1]).mean()
-                  for critic, group in zip(C, groups)) / len(C)
+    loss_G = 0
+    for critic, group in zip(C, groups):
+        n_fake = differences(real[group], args.instance_noise, noise["tau"][k, group])[1]
+        loss_G = loss_G - critic(w[group] + n_fake).mean() / len(C)
     norm.update((l[:fresh, -1] - l[:fresh, 0]).detach())
     gap, phi = gradient_angle_penalty(l[:fresh], i, s, norm)
     nets["optimiser_G"].zero_grad()
@@ -782,6 +805,7 @@ def benchmark(args, rounds=5):
     def noise():
         drawn = draw(rng, args.critic_steps, B, late, T, len(starts))
         drawn["renew"] = torch.rand(args.critic_steps, late, generator=rng) < 0.1     # about as often as in training
+        drawn["tau"] = offset_noise(math.inf, args)
         return {name: value.to(device) for name, value in drawn.items()}
 
     def synchronise():
@@ -943,12 +967,12 @@ def choose_device(name):
 
 
 # --recipe paper: what the paper states (suppl. 2.1; sec. 3), and plain Adam where it states nothing
-PAPER = {"lr": 0.005, "lr_critic": 0.005, "lr_half_life": math.inf, "betas": [0.9, 0.999], "horizon": 0, "lambda_gap": 100.0,
-         "instance_noise": 0.0, "matmul": "highest"}
+PAPER = {"lr": 0.005, "lr_recurrence": 1.0, "lr_critic": 0.005, "lr_half_life": math.inf, "betas": [0.9, 0.999], "horizon": 0,
+         "lambda_gap": 100.0, "instance_noise": 0.0, "offset_noise": [0.0], "matmul": "highest"}
 # Options that --resume takes from the state, because the training depends on them; of these, the learning rates may change
-FIXED = ("recipe", "window", "horizon", "batch", "betas", "critic_steps", "instance_noise", "lambda_gp", "lambda_gap", "ema",
-         "start", "width", "seed", "matmul")
-KEPT = "lr", "lr_critic", "lr_half_life"
+FIXED = ("recipe", "window", "horizon", "batch", "betas", "critic_steps", "instance_noise", "offset_noise", "offset_from",
+         "lambda_gp", "lambda_gap", "ema", "start", "width", "seed", "matmul")
+KEPT = "lr", "lr_recurrence", "lr_critic", "lr_half_life"
 LENGTH = "epochs", "steps"      # taken from the state if neither is named
 
 
@@ -961,9 +985,10 @@ def check_options(args):
         raise InputError(f"--horizon {args.horizon} has no room for a second window of {args.window}; give 0 or at least "
                          f"{2 * args.window - 1}.")
     late = later_windows(args)
-    # BatchNorm needs two windows that begin with i; instance noise, partners a quarter of a group apart
+    # BatchNorm needs two windows that begin with i; the noise of differences(), partners an eighth of a group apart
     least = (4 if late else 2) * world
-    unit = (2 if late else 1) * (4 * world if args.instance_noise else world) if world > 1 else 1
+    noisy = args.instance_noise or any(args.offset_noise)
+    unit = (2 if late else 1) * (8 * world if noisy else world) if world > 1 else 1
     if args.batch < least or args.batch % unit:
         least = -(-least // unit) * unit
         raise InputError(f"--batch {args.batch} cannot be shared out: give at least {least}" + (
@@ -1110,6 +1135,7 @@ def main(args, named=()):
         drawn = draw(rng, args.critic_steps, B, late, T, len(starts))
         calls = step * args.critic_steps + torch.arange(args.critic_steps)
         drawn["renew"] = (calls[:, None] + torch.arange(late)) % turns == 0
+        drawn["tau"] = offset_noise(step, args)
         drawn = {name: value[:, rank::world].contiguous() for name, value in drawn.items()}
         if device.type == "cuda":
             drawn = {name: value.pin_memory() for name, value in drawn.items()}
@@ -1216,6 +1242,9 @@ def options_parser(recipe="ours"):
     # ours: 0.005 (suppl. 2.1) with one critic step did not learn in 1,600 steps of a prototype; 0.0025 for G alone was at 153 %
     # (short) after 250 steps, where this was at 40 %
     method.add_argument("--lr", type=not_negative, default=0.001, help="learning rate of Adam, generator (ours)")
+    # ours: Adam's steps are of one size, so weights that start ten times as large (MotionGenerator.init_recurrence) learn ten
+    # times as slowly
+    method.add_argument("--lr-recurrence", type=not_negative, default=5.0, help="times --lr, for H and P (ours)")
     # ours: the same; apart from --lr because raising that alone, late in the training, brought the short distance from 11 to 9 %
     method.add_argument("--lr-critic", type=not_negative, default=0.001, help="learning rate of Adam, critics (ours)")
     # open in the paper; ours: without it the distances keep jumping about between reports. It depends on the step alone and
@@ -1232,6 +1261,11 @@ def options_parser(recipe="ours"):
     # the same actor the same score as sampled ones) and say little about what is really different
     method.add_argument("--instance-noise", type=not_negative, default=0.5, help="differences of real windows added to all "
                         "that the critics see, times this (ours)")
+    # ours: the same for where the head is on the whole, of which a video of minutes says even less. Of two levels the small one
+    # leaves the critics this to judge, the large one all else
+    method.add_argument("--offset-noise", type=not_negative, nargs="+", default=[0.7, 4.0], help="differences of the means of real "
+                        "windows, added likewise; the windows of a batch take several levels in turn (ours)")
+    method.add_argument("--offset-from", type=int, default=700, help="steps after which it begins (ours)")
     # open in the paper; ours: see MotionGenerator.init_recurrence
     method.add_argument("--start", choices=("ours", "torch"), default="ours", help="of the recurrence (H and P): so that the "
                         "noise passes through all four cells (ours), or torch's own")

@@ -5,9 +5,10 @@
 
 looping: "a very short training sequence (one single sentence, spoken three times, 20 seconds in total)". It is drawn by
 pretrain/faces.py and embedded by embed.py; models are trained with train.py's defaults but for --horizon 0 (every sampled
-window begins with i, as in the paper), nn.GRU's own start and a smaller batch, and are sampled for 1500 frames; evaluate.py's
-loop score says which of them loop.
-ablation: the layout of the paper's table 1, with train.py's distances of codes in place of FVD.
+window begins with i, as in the paper), nn.GRU's own start (and what serves ours) and a smaller batch, and are sampled for
+1500 frames; evaluate.py's loop score says which of them loop.
+ablation: train.py's defaults with the penalty and without. Both print a table in the layout of the paper's table 1, with
+train.py's distances of codes in place of FVD.
 
 Every model is a training of its own, --jobs of them at a time, one thread each. Stop and start again as you like: what is
 finished is kept, what was going on goes on. Writes looping.json and .png, or ablation.json, into the folder of -o; the
@@ -80,6 +81,22 @@ def finished(path, asked):
     return step == asked.steps
 
 
+def distances(G, motion, codes, clips, draws):
+    """Short and long distances of a model in % of frozen frames, those of frames in % of their variance: means of `draws`."""
+    tables = [evaluate.code_table(G, motion, codes, clips, 1000 + seed) for seed in range(draws)]
+    keys = "short_percent", "long_percent", "frame_short", "frame_long"
+    return {key: float(np.mean([table[key] for table in tables])) for key in keys}, tables[0]["floor_percent"]
+
+
+def print_distances(found):
+    print(f"\nFréchet distance of windows, % of frozen frames (lower is better), and of single frames; mean ± standard deviation "
+          f"of {found['models']} models of {found['steps']} steps; a perfect model {found['floor_percent']:.2f} %")
+    print(" " * 18 + "".join(f"{head:>16s}" for head in ("short, %", "long, %", "frame, short", "frame, long")))
+    for kind in KINDS:
+        cells = [[row[key] for row in found[kind]] for key in ("short_percent", "long_percent", "frame_short", "frame_long")]
+        print(f"{KINDS[kind]:18s}" + "".join(f"{np.mean(c):9.2f} ± {np.std(c, ddof=min(1, len(c) - 1)):4.2f}" for c in cells))
+
+
 def write_json(path, found):
     train.write_atomically(path, lambda part: part.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8"))
 
@@ -96,8 +113,10 @@ def looping(args):
         run(["embed.py", video, "-o", latents])
     names = {f"{kind}-{seed:02d}": ["--seed", seed, "--lambda-gap", args.lambda_gap if kind == "with" else 0]
              for seed in range(args.models) for kind in KINDS}
-    # ours: nn.GRU's own start, as train.py's lets the noise through with the penalty or without
-    train_models(latents, folder, names, args.steps, args.jobs, ["--horizon", 0, "--batch", args.batch, "--start", "torch"])
+    # ours: nn.GRU's own start (and one rate, no offset noise, as those serve ours), as train.py's start lets the noise through
+    # with the penalty or without
+    train_models(latents, folder, names, args.steps, args.jobs, ["--horizon", 0, "--batch", args.batch, "--start", "torch",
+                                                             "--lr-recurrence", 1, "--offset-noise", 0])
 
     codes, meta = train.load_latents(latents)
     found = {"models": args.models, "steps": args.steps, "batch": args.batch, "lambda_gap": args.lambda_gap,
@@ -107,7 +126,9 @@ def looping(args):
         table = evaluate.loop_table(G, motion, codes, meta["clips"])
         # ours: a model loops when most of its samples do
         row = {key: table[key] for key in ("scores", "lags", "moves", "mean", "looping")}
-        found.setdefault(name.split("-")[0], []).append({**row, "loops": 2 * table["looping"] > table["samples"]})
+        row["loops"] = 2 * table["looping"] > table["samples"]
+        away, found["floor_percent"] = distances(G, motion, codes, meta["clips"], 1)
+        found.setdefault(name.split("-")[0], []).append({**row, **away})
         found["training_video"] = table["training_video"]
     write_json(folder / "looping.json", found)
     draw_looping(folder, found, names)
@@ -120,6 +141,7 @@ def looping(args):
         models, samples = sum(row["loops"] for row in rows), sum(row["looping"] for row in rows)
         print(f"{KINDS[kind]:18s}{models:8d} of {len(rows):<6d}{samples:11d} of {found['samples'] * len(rows):<5d}"
               f"{np.mean([row['mean'] for row in rows]):12.3f}{np.mean([row['moves'] for row in rows]):8.2f}{paper:>12s}")
+    print_distances(found)
 
 
 def draw_looping(folder, found, names):
@@ -165,17 +187,10 @@ def ablation(args):
     found = {"models": args.models, "steps": steps, "draws": DRAWS, "with": [], "without": []}
     for name in tqdm(names, desc="measuring", unit="model"):
         G, motion = load_motion(folder / f"{name}.pt", torch.device("cpu"))
-        tables = [evaluate.code_table(G, motion, codes, meta["clips"], 1000 + seed) for seed in range(DRAWS)]
-        found[name.split("-")[0]].append({key: float(np.mean([t[key] for t in tables])) for key in
-                                          ("short", "short_percent", "long", "long_percent", "frame_short", "frame_long")})
-        found |= {key: tables[0][key] for key in ("floor_percent", "frozen")}
+        away, found["floor_percent"] = distances(G, motion, codes, meta["clips"], DRAWS)
+        found[name.split("-")[0]].append(away)
     write_json(folder / "ablation.json", found)
-    print(f"Fréchet distance of windows, % of frozen frames (lower is better), and of single frames; mean ± standard deviation "
-          f"of {args.models} models of {steps} steps; a perfect model {found['floor_percent']:.2f} %")
-    print(" " * 18 + "".join(f"{head:>16s}" for head in ("short, %", "long, %", "frame, short", "frame, long")))
-    for kind in KINDS:
-        cells = [[row[key] for row in found[kind]] for key in ("short_percent", "long_percent", "frame_short", "frame_long")]
-        print(f"{KINDS[kind]:18s}" + "".join(f"{np.mean(c):9.2f} ± {np.std(c, ddof=min(1, len(c) - 1)):4.2f}" for c in cells))
+    print_distances(found)
 
 
 def main(args):
