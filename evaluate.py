@@ -27,7 +27,7 @@ import embed
 import train
 from models import InputError, load_image_model
 from sample import load_motion, pick_device, sample
-from transfer import offset, pictures_at_once, random_actor, render
+from transfer import move, pictures_at_once, random_actor, render
 
 LOOP_FRAMES = 1500      # length of the samples that are searched for loops: the paper's longest example (sec. 4)
 LOOP_SAMPLES = 8        # ours
@@ -155,7 +155,7 @@ def actor_table(model, meta, motions, actors, every):
     for seed in tqdm(range(actors), desc="actors", unit="actor"):
         w_new, k = random_actor(model, seed), seed % len(motions)
         for name in rows:
-            moved = motions[k] + offset(w_new, pca, motions[k, 0], name == "naive")
+            moved = move(motions[k], w_new, pca, motions[k, 0], name)
             values, descriptors = measure(render(model, moved, batch), every)
             rows[name].append({"seed": seed, "sample": k, **dict(zip(MEASURES, correlation(values, own[k][0]))),
                                "acd": acd(descriptors), "found": float(np.isfinite(values).all(1).mean())})

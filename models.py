@@ -886,6 +886,11 @@ def gradient_angle_penalty(l, i, s, norm):
     return F.relu(math.pi / 4 - phi).square().mean(), phi.detach()
 
 
+def project(w, basis):
+    """The part of w (..., L, D) that lies in span(basis); basis (32, L, D), orthonormal."""
+    return torch.einsum("...n,nld->...ld", torch.einsum("...ld,nld->...n", w, basis), basis)
+
+
 def transfer_offset(w_new, mean, basis):
     """Offset trick (sec. 3): Delta = w_new - w'_new, w'_new the projection of w_new onto mean + span(basis).
 
@@ -893,5 +898,4 @@ def transfer_offset(w_new, mean, basis):
     Adding Delta to every code of a trajectory moves it to the new actor. Returns (..., L, D).
     """
     away = w_new - mean                                                         # (..., L, D)
-    coordinates = torch.einsum("...ld,nld->...n", away, basis)                  # (..., 32)
-    return away - torch.einsum("...n,nld->...ld", coordinates, basis)
+    return away - project(away, basis)

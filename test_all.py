@@ -2069,15 +2069,29 @@ def test_offset_algebra(toy):
     mean, basis = motion["pca"]["mean"], motion["pca"]["basis"]
     model = models.load_image_model(toy / "image.pt")
     w_new = transfer.random_actor(model, 7)
-    w_0 = torch.randn(L, D)
-    delta = transfer.offset(w_new, motion["pca"], w_0)
+    w, w_0, pca = torch.randn(2, 6, L, D), torch.randn(L, D), motion["pca"]
+    delta = models.transfer_offset(w_new, mean, basis)
     assert torch.einsum("ld,nld->n", delta, basis).abs().max() < 1e-5           # orthogonal to every direction of motion
     w_anchor = w_new - delta                                                    # w'_new
     assert models.transfer_offset(w_anchor, mean, basis).abs().max() < 1e-5            # lies in the training cloud's plane
+    assert torch.allclose(transfer.move(w, w_new, pca, None), w + delta)
     inside = mean + torch.einsum("n,nld->ld", torch.randn(32), basis)           # an actor that is the training actor
-    assert transfer.offset(inside, motion["pca"], w_0).abs().max() < 1e-5
-    assert torch.equal(transfer.offset(None, motion["pca"], w_0), torch.zeros(L, D))
-    assert torch.allclose(w_0 + transfer.offset(w_new, motion["pca"], w_0, naive=True), w_new, atol=1e-6)
+    assert torch.allclose(transfer.move(w, inside, pca, None), w, atol=1e-5)
+    assert transfer.move(w, None, pca, w_0) is w and transfer.move(w, None, pca, w_0, "naive") is w
+    assert torch.allclose(transfer.move(w, w_new, pca, w[0, 0], "naive")[0, 0], w_new, atol=1e-6)
+    # Motion of a clip of anybody: what makes them that person, far from the training codes, is not carried over
+    person = 3 * torch.randn(L, D)
+    person -= models.project(person, basis)
+    for mode in ("relative", "absolute"):
+        moved = transfer.move(w, w_new, pca, w_0, mode)
+        assert torch.allclose(transfer.move(w + person, w_new, pca, w_0 + person, mode), moved, atol=1e-5)
+        away = moved - w_new                                                    # all of the motion, nothing else
+        assert torch.allclose(models.project(away, basis), away, atol=1e-5)
+        anchor = w_0 if mode == "relative" else w_new
+        assert torch.allclose(torch.einsum("...ld,nld->...n", away - w + anchor, basis), torch.zeros(2, 6, 32), atol=1e-4)
+    assert torch.allclose(transfer.move(w_0, w_new, pca, w_0, "relative"), w_new, atol=1e-6)
+    assert torch.allclose(transfer.move(w_0, None, pca, w_0, "relative"), mean, atol=1e-6)
+    assert torch.allclose(transfer.move(w, inside, pca, None, "absolute"), transfer.move(w, None, pca, None, "absolute"), atol=1e-4)
     # z is NumPy's, the picture is embedded again
     z = torch.from_numpy(np.random.RandomState(7).standard_normal((1, model.Z))).float()
     assert torch.equal(w_new, model.encode(model.render(model.map(z)).clamp(-1, 1))[0])
@@ -2136,7 +2150,7 @@ def test_interrupt_leaves_nothing(toy, tmp_path):
 
 def perform(trajectory, output, motion, **options):
     """transfer.py's main within this process."""
-    options = {"seed": None, "actor": None, "model": None, "encoder": None, "truncation": 1.0, "naive": False, "device": "cpu",
+    options = {"seed": None, "actor": None, "model": None, "encoder": None, "truncation": 1.0, "mode": None, "reference_frame": None, "device": "cpu",
                "batch": None, "fps": None, "crf": 0, "generator": None, "noise": "const", "precision": "fp32", **options}
     transfer.main(argparse.Namespace(trajectory=trajectory and str(trajectory), output=str(output), motion=motion, **options))
 
@@ -2174,14 +2188,51 @@ def test_actors_grids_and_rates(toy, tmp_path):
     status, _, text = command("transfer.py", *words, cwd=tmp_path, data=(tmp_path / "two.npy").read_bytes())
     assert status == 0 and "6 frames of 2 trajectories" in text and "the training actor, seed 1" in text, text
     assert np.array_equal((decoded(tmp_path / "p.mp4")), two)            # through a pipe as from a file
-    assert not np.array_equal(video("one.npy", seed=["5"], naive=True), video("one.npy", seed=["5"]))
+    assert not np.array_equal(video("one.npy", seed=["5"], mode="naive"), video("one.npy", seed=["5"]))
     # embedded codes: their rate and model are in the .json beside them
     (tmp_path / "one.json").write_text('{"fps": 12.5, "model": {"name": "image", "sha256": "%s"}}' % model.sha256)
     video("one.npy", actor=["none"])
     with av.open(str(tmp_path / "v.mp4")) as container:
         assert container.streams.video[0].average_rate == Fraction(25, 2)
+    # ... and as they may be anybody's, others are given their motion only; the training actor plays them as they are
+    both, relative = video("one.npy", actor=["none"], seed=["5"]), video("one.npy", seed=["5"], mode="relative")
+    assert np.abs(both[:, :30, :30] - solo[:, :30, :30]).mean() < 3 and np.abs(both[:, :30, 34:] - relative[:, :30, 2:]).mean() < 3
+    assert np.abs(relative - video("one.npy", seed=["5"], mode="offset")).mean() > 5
+    # the frame of reference shows the actor, from a file or a pipe, in one trajectory or several
+    actor = transfer.render(model, transfer.random_actor(model, 5)[None], 1)[0].astype(int)
+    for name in ("one.npy", "two.npy"):
+        shown = video(name, seed=["5"], mode="relative", reference_frame=4)
+        error = np.abs(shown[:, :30, :30] - actor[:30, :30]).mean((1, 2, 3))
+        assert error[4] < 8 and np.delete(error, 4).min() > 16                  # the codec halves the colour of noise
+        words = ("--relative", "--reference-frame", 4, "--seed", 5, "--motion", toy / "motion.pt", "--crf", 0, "-o", "p.mp4")
+        status, _, text = command("transfer.py", *words, cwd=tmp_path, data=(tmp_path / name).read_bytes())
+        assert status == 0 and "relative to frame 4" in text and np.array_equal(decoded(tmp_path / "p.mp4"), shown), text
+    refused(command("transfer.py", "one.npy", "--motion", toy / "motion.pt", "--reference-frame", 6, cwd=tmp_path), "frames 0 to 5")
+    refused(command("transfer.py", "one.npy", "--motion", toy / "motion.pt", "--naive", "--reference-frame", 1, cwd=tmp_path),
+            "--relative")
     (tmp_path / "one.json").write_text('{"fps": 12.5, "model": {"name": "other", "sha256": "%s"}}' % ("0" * 64))
     refused(command("transfer.py", "one.npy", "--motion", toy / "motion.pt", cwd=tmp_path), "other", "image", "--model")
+
+
+def test_reenactment_gives_the_motion_of_one_to_the_face_of_another():
+    """Against truth: the same motion drawn on the face of the photo. With the offset trick alone, both faces would add up."""
+    model = models.load_image_model("faces128")
+    motion = slice(len(faces.IDENTITY), len(faces.IDENTITY) + len(faces.MOTION))
+    said, clips = faces.talk(200, 25, 9)[0][::20], []
+    for who in (26, 36):
+        p, frames = faces.actor(who), []
+        for m in said:
+            p[motion] = m
+            frames.append(faces.draw(p, 128))
+        clips.append(np.stack(frames))
+    source, truth = clips
+    encode = lambda x: model.encode(torch.from_numpy(x).permute(0, 3, 1, 2).float() / 127.5 - 1)
+    w, w_truth = encode(source), encode(truth)
+    _, pca = sample.load_motion(ROOT / "assets" / "motion.pt")
+    pca, value = pca["pca"], lambda codes: np.mean([psnr(a, b) for a, b in zip(transfer.render(model, codes, 4), truth)])
+    values = {mode: value(transfer.move(w, w_truth[3], pca, w[3], mode)) for mode in ("relative", "absolute", "offset")}
+    assert values["relative"] > value(w_truth) - 1.5 and values["relative"] > values["absolute"] + 3, values
+    assert values["absolute"] > values["offset"] + 1, values
 
 
 def test_another_generator_renders_the_same_codes(toy, tmp_path):
@@ -2217,7 +2268,8 @@ def test_own_model_has_no_other_actors(toy, tmp_path, capsys):
     motion = toy / "motion_own.pt"
     refused(command("transfer.py", "w.npy", "--motion", motion, "--seed", 7, cwd=tmp_path), "own", "no other actors", "--actor none")
     perform(tmp_path / "w.npy", tmp_path / "v.mp4", motion)
-    assert "performed by the training actor." in capsys.readouterr().err
+    assert "performed by the training actor (" in capsys.readouterr().err
+    refused(command("transfer.py", "w.npy", "--motion", motion, "--actor", "photo.jpg", cwd=tmp_path), "own", "no other actors")
     with pytest.raises(InputError, match="own.pt .*not of image"):
         perform(tmp_path / "w.npy", tmp_path / "v.mp4", motion, model=toy / "image.pt")
 

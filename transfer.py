@@ -3,7 +3,7 @@
     python sample.py --t 250 | python transfer.py --seed 7          # new motion, a random actor
     python transfer.py walk.npy --seed 0-8 -o grid.mp4              # nine actors perform the same motion
     python transfer.py walk.npy --actor none --seed 1 2 3           # the training actor first, then three others
-    python transfer.py latents.npy --actor photo.jpg                # re-enactment: a video's motion, a photo's face
+    python transfer.py clip.npy --actor photo.jpg                   # re-enactment: a video's motion, a photo's face
 
 Reads a .npy of float codes (T, L, D) as a stream: frames are rendered and encoded while later ones are still sampled.
 (N, T, L, D) gives a grid of the N trajectories; with several actors one row per trajectory and one column per actor.
@@ -26,7 +26,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from models import InputError, load_image_model, transfer_offset
+from models import InputError, load_image_model, project, transfer_offset
 from sample import load_motion, pick_device
 
 SEED = 7  # ours: the actor when none is named, README's example
@@ -85,6 +85,18 @@ def read_codes(file, name, shape, dtype, K):
         yield torch.from_numpy(codes)
 
 
+def read_frame(file, name, shape, dtype, t):
+    """Frame t of every trajectory, float32 (N, L, D), from a file that stands behind its header, and stays there."""
+    N, T, L, D = shape
+    start = file.tell()
+    frames = []
+    for n in range(N):
+        file.seek(start + (n * T + t) * L * D * dtype.itemsize)
+        frames.append(next(read_codes(file, name, (1, 1, L, D), dtype, 1))[0, 0])
+    file.seek(start)
+    return torch.stack(frames)
+
+
 def read_sidecar(path):
     """NAME.json beside a trajectory of embed.py -> {"fps", "model": {"name", "sha256"}}; {} where there is none."""
     sidecar = Path(path).with_suffix(".json")
@@ -119,15 +131,24 @@ def photo_actor(model, path):
     return model.encode(picture[None])[0]
 
 
-def offset(w_new, pca, w_0, naive=False):
-    """Delta (L, D) that moves a trajectory with first code w_0 (L, D) to the actor w_new (L, D).
+def move(w, w_new, pca, w_ref, mode="offset"):
+    """Codes w (..., L, D) of a trajectory as the actor w_new (L, D) performs them. P: projection onto the motion's directions.
 
-    w_new: None is the training actor, Delta = 0. pca: {"mean" (L, D), "basis" (32, L, D)} of the training codes. naive:
-    start at w_new itself (Fig. 4, bottom left).
+    offset      w + Delta, Delta = w_new - w'_new: the offset trick (sec. 3), for codes of the training actor
+    naive       w_new + w - w_0: starts at w_new itself (Fig. 4, bottom left)
+    relative    w_new + P(w - w_ref), ours: what changes since a frame of reference w_ref (L, D), for codes of anybody
+    absolute    w_new + P(w - w_new), ours: the pose of the codes as it is, the rest of w_new
+
+    The codes of another person keep what makes them that person, so that with Delta both identities add up; the last two take
+    their motion only. pca: {"mean" (L, D), "basis" (32, L, D)} of the training codes. w_new: None is the training actor, whose
+    codes stay as they are by offset and naive; else its mean moves. w_ref: w_0 for naive; unused by offset and absolute.
     """
-    if w_new is None:
-        return torch.zeros_like(w_0)
-    return w_new - w_0 if naive else transfer_offset(w_new, pca["mean"], pca["basis"])
+    if mode in ("offset", "naive"):
+        if w_new is None:
+            return w
+        return w + (w_new - w_ref if mode == "naive" else transfer_offset(w_new, pca["mean"], pca["basis"]))
+    w_new = pca["mean"] if w_new is None else w_new
+    return w_new + project(w - (w_ref if mode == "relative" else w_new), pca["basis"])
 
 
 def parse_seeds(words):
@@ -303,7 +324,7 @@ def main(args):
     if not photos and not seeds:
         photos = ["none"] * (not model.has_actors)
         seeds = [SEED] * model.has_actors
-    if seeds and not model.has_actors:
+    if (seeds or set(photos) - {"none"}) and not model.has_actors:
         raise InputError(f"the image model {model.name} was fitted to one video and has no other actors; "
                          f"use --actor none.")
     labels = ["the training actor" if p == "none" else p for p in photos] + [f"seed {k}" for k in seeds]
@@ -316,7 +337,15 @@ def main(args):
     if (L, D) != (model.L, model.D):
         raise InputError(f"{name} has codes of {L} x {D}, the image model {model.name} takes {model.L} x {model.D}; "
                          f"give a trajectory of this model, or name another model with --model.")
-    if N > 1 and file is sys.stdin.buffer:  # side by side: the last one's first frame is needed at once
+    # Codes of the training actor are offset, as in the paper; those of a clip may be anybody's, who plays himself as he is
+    modes = [args.mode or ("relative" if sidecar and a is not None else "offset") for a in new]
+    reference = 0 if args.reference_frame is None else args.reference_frame
+    if args.reference_frame is not None and "relative" not in modes:
+        raise InputError("--reference-frame is for --relative motion, which is not what this makes; leave it out or add "
+                         "--relative.")
+    if not 0 <= reference < T:
+        raise InputError(f"--reference-frame {reference}: {name} has frames 0 to {T - 1}.")
+    if file is sys.stdin.buffer and (N > 1 or reference):  # a frame further back is needed at once
         spool = tempfile.TemporaryFile()
         shutil.copyfileobj(file, spool)
         spool.seek(0)
@@ -327,19 +356,19 @@ def main(args):
     ahead = max(1, batch * workers * (4 if workers > 1 else 1) // cells)        # frames read at a time
     fps = sidecar.get("fps", motion["fps"]) if args.fps is None else args.fps
     many = f" of {N} trajectories" * (N > 1)
+    how = {"offset": "offset trick", "naive": "naive", "relative": f"relative to frame {reference}", "absolute": "absolute"}
     print(f"transfer.py: image model {painter.name}, {T} frames{many} at {float(fps):g} fps, performed by "
-          f"{', '.join(labels)}.", file=sys.stderr)
+          f"{', '.join(labels)} (motion: {', '.join(sorted({how[m] for m in modes}))}).", file=sys.stderr)
 
-    delta = None
+    w_ref = read_frame(file, name, shape, dtype, reference).to(model.device) if N > 1 or reference else None
     with VideoWriter(args.output, fps, args.crf) as video, ThreadPoolExecutor(workers) as pool, \
             tqdm(total=T, desc="transfer", unit="frame", mininterval=0.5) as bar:
         for w in read_codes(file, name, shape, dtype, ahead):
             w = w.to(model.device)                                              # (N, K, L, D)
-            if delta is None:                                                   # (N, A, 1, L, D)
-                delta = torch.stack([offset(a, pca, w_0, args.naive) for w_0 in w[:, 0] for a in new])
-                delta = delta.reshape(N, -1, 1, L, D)
-            shifted = w[:, None] + delta                                        # (N, A, K, L, D)
-            frames = render(painter, shifted.reshape(-1, L, D), batch, pool.map, precision, args.noise)
+            w_ref = w[:, 0] if w_ref is None else w_ref                         # (N, L, D)
+            moved = torch.stack([move(w[n], a, pca, w_ref[n], mode) for n in range(N)
+                                 for a, mode in zip(new, modes)])               # (N A, K, L, D)
+            frames = render(painter, moved.reshape(-1, L, D), batch, pool.map, precision, args.noise)
             frames = frames.reshape(cells, -1, *frames.shape[1:])               # (N A, K, size, size, 3)
             for k in range(frames.shape[1]):
                 video.write(grid(frames[:, k], columns))
@@ -371,8 +400,17 @@ if __name__ == "__main__":
     actors.add_argument("--actor", action="append", metavar="PHOTO", help="actor from a photo, or none: the training "
                         "actor; may be repeated")
     actors.add_argument("--truncation", type=float, default=1.0, help="of random actors: 1 none, 0 the mean actor")
-    actors.add_argument("--naive", action="store_true", help="start at the new actor's code as it is (Fig. 4, bottom "
-                        "left), to see what the offset trick is for")
+    motion = parser.add_argument_group("motion", "by default --relative for other actors in an embedded clip (beside which "
+                                       "embed.py wrote a .json), else --offset")
+    mode = motion.add_mutually_exclusive_group()
+    for name, text in (("offset", "the offset trick, for codes of the training actor (sec. 3)"),
+                       ("relative", "what changes since a frame of reference, for codes of anybody"),
+                       ("absolute", "the clip's pose as it is, for codes of anybody"),
+                       ("naive", "start at the new actor's code as it is (Fig. 4, bottom left), to see what the offset trick "
+                                 "is for")):
+        mode.add_argument(f"--{name}", dest="mode", action="store_const", const=name, help=text)
+    motion.add_argument("--reference-frame", type=int, metavar="K", help="of --relative: the frame of the trajectory whose pose "
+                        "and expression are those of the photo; 0 when not given")
     image = parser.add_argument_group("image model")
     image.add_argument("--model", help="faces128, ffhq, ffhq-e4e or the path of a checkpoint; when not given the one "
                        "recorded in the motion model")
