@@ -42,14 +42,18 @@ ROTATION_SIGMA = 0.4  # ours: a nod or a tilt of the head stays in the crop, lan
 SCALE_SIGMA = 0.8     # ours: twice that, since |e| shrinks as a head turns and the crop should not zoom in on it
 POSITION_SIGMA = 0.04  # ours: one frame at 25 fps, as STIT (Tzaban et al. 2022) smooths its crop centre
 # Face track
-GAP = 8               # ours: frames without a face, at most, that are interpolated; longer gaps split the clip
-JUMP = 0.5            # ours: eye distances per frame that no head moves at; the track has gone to another face or shot
+GAP = 0.32            # ours: seconds without a face, at most, that are interpolated; longer gaps split the clip
+JUMP = 12.5           # ours: eye distances per second that no head moves at; the track has gone to another face or shot
+NOISE = 0.2           # ours: eye distances per frame that are no leap at any frame rate: landmarks of a blurred face tremble
 RESIZE = 1.5          # ours: change of the eye distance between neighbouring found frames that means another face
-CUT = 0.05            # ours: mean change of brightness of the 32 x 32 thumbnails (range 1) that can be a cut. Measured:
-#                       0.038 per frame at most in two clips of talking heads, 0.063 at a cut between heads framed alike
-CUT_RATIO = 4.0       # ours: it is one when this many times the running mean of the changes before it
+CUT = 0.2             # ours: mean change of the 32 x 32 thumbnails, each less its mean and over its standard deviation, that can
+#                       be a cut: as many in the dark as in daylight. Measured: 0.17 per frame at most in two clips of talking
+#                       heads, 0.08 at a flash; 0.79 at a cut between drawn heads framed alike, 0.47 and 0.25 at 15 and 5 % of
+#                       their brightness
+CUT_RATIO = 4.0       # ours: it is one when this many times the median of the last CUT_MEMORY changes
+CUT_MEMORY = 10
 SHORT_SIDES = (256, 512, 1024)  # ours: the picture is searched at these sizes in turn; dlib finds faces from 80 px
-SEARCH_EVERY = 8      # ours: while no face is in sight, the larger sizes are searched in every 8th frame only
+SEARCH_EVERY = 0.32   # ours: while no face is in sight, the larger sizes are searched this many seconds apart
 KEEP_SCORE = -0.5     # ours: a face already tracked may score less than dlib's 0 and stays (a turned head does)
 PATCH, BOX = 480, 288  # ours: landmarks are fitted in a patch of 480 px with the face box in its middle 288 px
 BOX_RMS = 2.88        # dlib detector's box side over the root mean square spread of the 68 points; ours, measured
@@ -261,14 +265,19 @@ def crop_quad(E, angle, distance):
     return square(E + DROP * distance * down, SIDE / 2 * distance * d)
 
 
-def warp(image, quad, size):
+def oversampling(quads, size):
+    """How many times as finely as size x size the largest of the quads (..., 4, 2) has to be sampled, a whole number."""
+    return max(1, math.ceil(np.linalg.norm(quads[..., 3, :] - quads[..., 0, :], axis=-1).max() / size))
+
+
+def warp(image, quad, size, m=None):
     """Cut a square quad (4, 2) out of a picture (H, W[, 3]), anti-aliased -> (size, size[, 3]).
 
-    As FFHQ does: sample at least as finely as the source, then average down by a whole number. Beyond the picture's
-    edge it is mirrored.
+    As FFHQ does: sample at least as finely as the source, m times, then average down. Beyond the picture's edge it is
+    mirrored. m: oversampling() of all frames of a clip, as another m shows as a jump of sharpness; None: of this quad.
     """
     top_left, bottom_left, _, top_right = quad
-    m = max(1, math.ceil(np.linalg.norm(top_right - top_left) / size))
+    m = m or oversampling(quad, size)
     n = m * size
     axes = np.stack([top_right - top_left, bottom_left - top_left], 1) / n      # (2, 2): px of the source per px
     start = top_left + axes @ (0.5, 0.5)                                        # the centre of the first pixel
@@ -369,23 +378,26 @@ class FaceTracker:
 
     A new track starts at the largest face. A running track is fitted from the last landmarks and confirmed in every
     frame by dlib's detector on a 160 px cut-out around the face, so the picture as a whole is searched only while no
-    face is tracked. For GAP frames after a loss only a face near the lost one is taken. A cut ends the track.
+    face is tracked. For GAP seconds after a loss only a face near the lost one is taken. A cut ends the track. fps: frames
+    per second.
     """
 
-    def __init__(self):
-        self.thumb, self.change = None, None         # of the last frame; running mean of the changes between frames
+    def __init__(self, fps=25.0):
+        self.gap, self.search_every = round(GAP * fps), max(1, round(SEARCH_EVERY * fps))       # frames
+        self.thumb, self.changes = None, collections.deque(maxlen=CUT_MEMORY)  # of the last frame; changes between frames
         self.points, self.last = None, None          # of the last frame if it had a face; of the last face, for a while
         self.short, self.missing = SHORT_SIDES[0], 0
 
     def is_cut(self, gray):
         thumb = cv2.resize(gray, (32, 32), interpolation=cv2.INTER_AREA).astype(np.float32) / 255
+        thumb = (thumb - thumb.mean()) / (thumb.std() + 0.01)                   # 0.01: a black picture's noise is no picture
         before, self.thumb = self.thumb, thumb
         if before is None:
             return False
         change = float(np.abs(thumb - before).mean())
-        cut = change > CUT and (self.change is None or change > CUT_RATIO * self.change)
+        cut = change > CUT and (not self.changes or change > CUT_RATIO * np.median(self.changes))
         if not cut:
-            self.change = change if self.change is None else 0.9 * self.change + 0.1 * change
+            self.changes.append(change)
         return cut
 
     def confirmed(self, patch):
@@ -395,7 +407,7 @@ class FaceTracker:
 
     def search(self, gray):
         """A face at the size where the last one was found, and every so often at the others: points (68, 2) or None."""
-        for short in SHORT_SIDES if self.missing % SEARCH_EVERY == 0 else (self.short,):
+        for short in SHORT_SIDES if self.missing % self.search_every == 0 else (self.short,):
             boxes = detect(gray, short)
             if self.last is not None:                # only a face less than a box away can be the lost one
                 boxes = boxes[np.linalg.norm(boxes[:, :2] + boxes[:, 2:] / 2 - self.last.mean(0), axis=1) < boxes[:, 2]]
@@ -415,14 +427,14 @@ class FaceTracker:
         if self.points is None:
             self.points = self.search(gray)
         self.missing = 0 if self.points is not None else self.missing + 1
-        if self.points is not None or self.missing > GAP:
+        if self.points is not None or self.missing > self.gap:
             self.last = self.points
         return self.points, cut
 
 
-def track_face(frames):
+def track_face(frames, fps=25.0):
     """Grey frames -> points (n, 68, 2) with NaN where no face was found, and cuts (n,) bool: a new shot starts here."""
-    tracker, points, cuts = FaceTracker(), [], []
+    tracker, points, cuts = FaceTracker(fps), [], []
     for gray in frames:
         found, cut = tracker.step(gray)
         points.append(np.full((68, 2), np.nan, np.float32) if found is None else found.astype(np.float32))
@@ -430,11 +442,11 @@ def track_face(frames):
     return np.array(points).reshape(-1, 68, 2), np.array(cuts, bool)
 
 
-def split_clips(points, cuts):
+def split_clips(points, cuts, fps=25.0):
     """Points (n, 68, 2) with NaN, cuts (n,) -> list of (start, end) of the clips: frames that may be learnt as motion.
 
-    A clip begins and ends with a found face. It ends before a cut, a gap of more than GAP frames or a leap of the track
-    (over a gap, a head may have moved on for 3 frames' worth).
+    A clip begins and ends with a found face. It ends before a cut, a gap of more than GAP seconds or a leap of the track
+    (over a gap, a head may have moved on for 3 frames' worth at 25 per second).
     """
     found = np.flatnonzero(np.isfinite(points[:, 0, 0]))
     if not len(found):
@@ -443,9 +455,9 @@ def split_clips(points, cuts):
     distance = np.linalg.norm(e, axis=1)
     shots = np.cumsum(cuts)[found]
     step = np.diff(found)
-    far = np.linalg.norm(np.diff(E, axis=0), axis=1) > JUMP * np.minimum(step, 3) * distance[:-1]
+    far = np.linalg.norm(np.diff(E, axis=0), axis=1) > np.maximum(JUMP * np.minimum(step / fps, 3 / 25), NOISE) * distance[:-1]
     resized = np.abs(np.diff(np.log(distance))) > math.log(RESIZE)
-    ends = np.flatnonzero((step > GAP + 1) | (np.diff(shots) > 0) | far | resized)
+    ends = np.flatnonzero((step > round(GAP * fps) + 1) | (np.diff(shots) > 0) | far | resized)
     return [(int(found[a]), int(found[b]) + 1) for a, b in zip([0, *ends + 1], [*ends, len(found) - 1])]
 
 
@@ -510,7 +522,7 @@ def survey(path, align="face", fps=None):
             yield gray
 
     if align == "face":
-        points, cuts = track_face(grey_frames())
+        points, cuts = track_face(grey_frames(), usual or fps or FOLDER_FPS)
         found = np.isfinite(points[:, 0, 0])
     else:
         tracker = FaceTracker()
@@ -531,8 +543,8 @@ def survey(path, align="face", fps=None):
         if not found.any():
             raise InputError(f"{path}: no face found in {n} frame{'s' * (n > 1)}; give footage with a face seen from "
                              f"the front, or --align none for footage without faces.")
-        clips = split_clips(points, cuts)
         source_rate = (n - 1) / (times[-1] - times[0]) if times[-1] > times[0] else rate
+        clips = split_clips(points, cuts, source_rate)
         for start, end in clips:
             quads[start:end] = smooth_quads(points[start:end], source_rate)
         E, e = eyes(points.astype(np.float64))
@@ -557,10 +569,14 @@ def survey(path, align="face", fps=None):
 
 def crops(path, frames, size):
     """Second pass over one source: yield the crop (size, size, 3) uint8 RGB of every entry of survey's `frames`."""
-    wanted = collections.deque(frames)
+    wanted, of_clip = collections.deque(frames), collections.defaultdict(list)
+    for frame in frames:
+        of_clip[frame["clip"]].append(frame["quad"])
+    m = {clip: oversampling(np.array(quads), size) for clip, quads in of_clip.items()}
     for index, image in enumerate(read_video(path)):
         while wanted and wanted[0]["index"] == index:
-            yield warp(image, wanted.popleft()["quad"], size)
+            frame = wanted.popleft()
+            yield warp(image, frame["quad"], size, m[frame["clip"]])
         if not wanted:
             return
     if wanted:

@@ -1196,10 +1196,10 @@ def test_smooth_quads_bridges_gaps_and_ignores_a_short_turn():
 
 
 def test_split_clips_at_cuts_long_gaps_and_leaps():
-    def clips(change=lambda points, cuts: None):
+    def clips(change=lambda points, cuts: None, fps=25):
         points, cuts = np.stack([a_face()] * 60), np.zeros(60, bool)
         change(points, cuts)
-        return embed.split_clips(points, cuts)
+        return embed.split_clips(points, cuts, fps)
 
     def gap(n):
         return lambda points, cuts: points.__setitem__(slice(20, 20 + n), np.nan)
@@ -1209,9 +1209,39 @@ def test_split_clips_at_cuts_long_gaps_and_leaps():
     assert clips(lambda points, cuts: (cuts.__setitem__(22, True), gap(4)(points, cuts))) == [(0, 20), (24, 60)]
     assert clips(lambda points, cuts: points[40:].__iadd__(25)) == [(0, 40), (40, 60)]          # 35 px > 0.5 x 40
     assert clips(lambda points, cuts: points[40:].__iadd__(10)) == [(0, 60)]
+    # the same in seconds at other rates
+    assert clips(gap(19), 60) == [(0, 60)] and clips(gap(20), 60) == [(0, 20), (40, 60)] and clips(gap(9), 60) == [(0, 60)]
+    assert clips(lambda points, cuts: points[40:].__iadd__(10), 60) == [(0, 40), (40, 60)]      # 14 px > 12.5 / 60 x 40
+    assert clips(lambda points, cuts: points[40:].__iadd__(20), 15) == [(0, 60)]                # 28 px < 12.5 / 15 x 40
+    assert clips(lambda points, cuts: points[40:].__iadd__(5), 1000) == [(0, 60)]               # 7 px: the noise of landmarks
     assert clips(lambda points, cuts: points.__setitem__(slice(40, 60), a_face(70))) == [(0, 40), (40, 60)]
     assert clips(lambda points, cuts: points.__setitem__(slice(0, 60), np.nan)) == []
     assert clips(lambda points, cuts: points.__setitem__(slice(0, 5), np.nan)) == [(5, 60)]
+
+
+@pytest.mark.parametrize("light", (1.0, 0.15, 0.05))
+def test_cuts_are_seen_in_any_light(light):
+    rng, tracker = np.random.RandomState(0), embed.FaceTracker()
+    frames = [cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY).astype(float) for who in (8, 6, 8) for frame in faces.clip(0.6, 25, who, 192)]
+    frames[7] *= 1.3                                                            # a flash is no cut
+    frames = [np.clip(light * x + rng.standard_normal(x.shape), 0, 255).astype(np.uint8) for x in frames]
+    assert np.array_equal(np.flatnonzero([tracker.is_cut(gray) for gray in frames]), [15, 30])
+
+
+def test_a_clip_is_cropped_with_one_sharpness(tmp_path):
+    """A head that comes nearer: the crop's side passes a multiple of the picture's, and the sampling stays the same."""
+    rng = np.random.RandomState(0)
+    noise = rng.randint(0, 256, (300, 300, 3), np.uint8)
+    os.mkdir(tmp_path / "frames")
+    frames = []
+    for k, side in enumerate(np.linspace(120, 136, 9)):
+        cv2.imwrite(str(tmp_path / "frames" / f"{k}.png"), noise)
+        frames.append({"index": k, "clip": 0, "quad": embed.square(np.array([150.0, 150]), np.array([side / 2, 0]))})
+    sharp = [crop.std() for crop in embed.crops(tmp_path / "frames", frames, 64)]
+    alone = [embed.warp(noise, frame["quad"], 64).std() for frame in frames]
+    assert embed.oversampling(frames[0]["quad"], 64) == 2 and embed.oversampling(frames[-1]["quad"], 64) == 3
+    change = int(np.argmax([embed.oversampling(frame["quad"], 64) for frame in frames]))        # where m would change
+    assert abs(alone[change] - alone[change - 1]) > 3 * abs(sharp[change] - sharp[change - 1]) and sharp[-1] == alone[-1]
 
 
 def test_landmarks_follow_the_picture():
@@ -1239,7 +1269,7 @@ def test_tracker_stays_with_its_face_through_a_gap():
         points = tracker.step(gray)[0]
         x.append(np.nan if points is None else embed.eyes(points)[0][0])
     x = np.array(x)
-    assert np.array_equal(np.flatnonzero(np.isnan(x)), [4, 5, *range(9, 9 + embed.GAP + 1)])
+    assert np.array_equal(np.flatnonzero(np.isnan(x)), [4, 5, *range(9, 9 + round(25 * embed.GAP) + 1)])
     assert np.all(np.abs(x[:9] - 256 * (0.4 + 0.01 * np.arange(9)))[[0, 1, 2, 3, 6, 7, 8]] < 5)
     assert np.all(np.abs(x[-4:] - 384) < 10)                                    # the other head, once the gap is too long
 
