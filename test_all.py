@@ -1818,6 +1818,14 @@ def test_what_a_graph_knows_is_put_back_in_place():
     assert torch.equal(train.train_step(nets, copies(), codes, torch.arange(60), args), first)
 
 
+@pytest.mark.parametrize("options, per_epoch, steps", (
+    ((), 4, train.STEPS), ((), 39, 350 * 39), (("--epochs", "3"), 4, 12), (("--steps", "7"), 4, 7)))
+def test_a_training_is_as_long_as_the_papers_or_longer(options, per_epoch, steps):
+    assert train.length(train.options_parser().parse_args(["x.npy", *options]), per_epoch) == steps
+    paper = train.length(train.options_parser("paper").parse_args(["x.npy", *options]), per_epoch)
+    assert paper == (steps if options else 350 * per_epoch)
+
+
 def test_the_papers_recipe(codes, tmp_path):
     result = run("train.py", codes, "-o", tmp_path / "m.pt", "--recipe", "paper", "--steps", 2, "--lambda-gap", 7, *SMALL)
     assert result.returncode == 0, result.stderr.decode()

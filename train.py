@@ -1,6 +1,6 @@
 """Train the motion generator of StyleVideoGAN on the W+ codes of one actor: a recurrent WGAN-GP + angle penalty.
 
-    python train.py latents.npy                             # 350 epochs, the paper's length, writes motion.pt
+    python train.py latents.npy                             # 350 epochs, but at least 2,000 steps; writes motion.pt
     python train.py latents.npy --steps 2000 -o motion.pt   # length in generator steps instead
     python train.py latents.npy --resume --steps 3000       # go on from motion.state.pt, exactly as if never stopped
     python train.py monday.npy tuesday.npy                  # several videos of one actor, embedded with one image model
@@ -51,6 +51,8 @@ from models import SLOPE, InputError, MotionCritic, MotionGenerator, RunningNorm
 
 NOISE = 32          # width of i, of each s_k and l_k (sec. 3)
 COMPONENTS = 32     # directions of the PCA (sec. 3, offset trick)
+EPOCHS = 350        # passes over the windows (sec. 3) ...
+STEPS = 2000        # ... but no fewer generator steps; ours: 350 epochs of a minute's video are only 1,400
 SHORT = 2048        # sampled windows per report, as many as the paper's FVD takes (suppl. 2.2)
 LONG = 128, 400     # long samples per report and their frames (suppl. 2.2: 128 samples, 400 frames for ACD)
 PER_LONG = 16       # windows cut from each long sample: 128 x 16 = 2048 again
@@ -592,6 +594,11 @@ def steps_per_epoch(places, args):
     return math.ceil(places / (args.batch * args.critic_steps))
 
 
+def length(args, per_epoch):
+    """Generator steps of a training."""
+    return args.steps or (args.epochs * per_epoch if args.epochs else max(EPOCHS * per_epoch, STEPS))
+
+
 def later_windows(args):
     """How many windows of a batch lie further on in their trajectories: half, ours, or none where no second one fits."""
     return args.batch // 2 if args.horizon >= 2 * args.window - 1 else 0
@@ -879,8 +886,8 @@ def benchmark(args, rounds=5):
               f"{100 * rate / row['peak']:10.1f}%{row['memory']:8.0f}")
     per_epoch = steps_per_epoch(len(starts), args)
     ratios = " and ".join(f"{row['median'] / rows[0]['median']:.2f}" for row in rows[1:])
-    print(f"train_step is {ratios} times as fast; {args.epochs} epochs of {len(starts)} windows would take "
-          f"{args.epochs * per_epoch * rows[0]['median'] / 60:.1f} minutes")
+    print(f"train_step is {ratios} times as fast; {EPOCHS} epochs of {len(starts)} windows would take "
+          f"{EPOCHS * per_epoch * rows[0]['median'] / 60:.1f} minutes")
 
 
 # ------------------------------------------------------------------------------------------------------------------
@@ -967,8 +974,8 @@ def choose_device(name):
 
 
 # --recipe paper: what the paper states (suppl. 2.1; sec. 3), and plain Adam where it states nothing
-PAPER = {"lr": 0.005, "lr_recurrence": 1.0, "lr_critic": 0.005, "lr_half_life": math.inf, "betas": [0.9, 0.999], "horizon": 0,
-         "lambda_gap": 100.0, "instance_noise": 0.0, "offset_noise": [0.0], "matmul": "highest"}
+PAPER = {"epochs": EPOCHS, "lr": 0.005, "lr_recurrence": 1.0, "lr_critic": 0.005, "lr_half_life": math.inf,
+         "betas": [0.9, 0.999], "horizon": 0, "lambda_gap": 100.0, "instance_noise": 0.0, "offset_noise": [0.0], "matmul": "highest"}
 # Options that --resume takes from the state, because the training depends on them; of these, the learning rates may change
 FIXED = ("recipe", "window", "horizon", "batch", "betas", "critic_steps", "instance_noise", "offset_noise", "offset_from",
          "lambda_gp", "lambda_gap", "ema", "start", "width", "seed", "matmul")
@@ -1057,7 +1064,7 @@ def main(args, named=()):
     late = later_windows(args)
     turns = max(1, (args.horizon - 1) // (T - 1))                               # so many in each, one after the other
     per_epoch = steps_per_epoch(len(starts), args)
-    steps = args.steps if args.steps is not None else args.epochs * per_epoch
+    steps = length(args, per_epoch)
     real_x = coordinates(codes, {name: value.to(device) for name, value in pca.items()}).cpu()  # (N, 32)
     references = code_references(real_x, meta["clips"], T)
     longest = max((real_x[start:end] for start, end in meta["clips"]), key=len)
@@ -1227,9 +1234,10 @@ def options_parser(recipe="ours"):
     parser.add_argument("-o", "--output", default="motion.pt", help="motion model; the other files are put beside it")
     parser.add_argument("--resume", action="store_true", help="go on from the training state beside the output")
 
-    length = parser.add_argument_group("length").add_mutually_exclusive_group()
-    length.add_argument("--epochs", type=positive_int, default=350, help="passes over the windows (sec. 3)")
-    length.add_argument("--steps", type=positive_int, help="generator steps, instead of --epochs")
+    how_long = parser.add_argument_group("length").add_mutually_exclusive_group()
+    how_long.add_argument("--epochs", type=positive_int, help=f"passes over the windows; without this option {EPOCHS} (sec. 3), "
+                          f"but at least {STEPS} steps (ours)")
+    how_long.add_argument("--steps", type=positive_int, help="generator steps, instead of --epochs")
 
     method = parser.add_argument_group("method")
     method.add_argument("--recipe", choices=("ours", "paper"), default="ours", help="defaults of the options below: "
@@ -1265,7 +1273,7 @@ def options_parser(recipe="ours"):
     # leaves the critics this to judge, the large one all else
     method.add_argument("--offset-noise", type=not_negative, nargs="+", default=[0.7, 4.0], help="differences of the means of real "
                         "windows, added likewise; the windows of a batch take several levels in turn (ours)")
-    method.add_argument("--offset-from", type=int, default=700, help="steps after which it begins (ours)")
+    method.add_argument("--offset-from", type=int, default=1400, help="steps after which it begins (ours)")
     # open in the paper; ours: see MotionGenerator.init_recurrence
     method.add_argument("--start", choices=("ours", "torch"), default="ours", help="of the recurrence (H and P): so that the "
                         "noise passes through all four cells (ours), or torch's own")

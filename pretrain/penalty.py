@@ -182,7 +182,8 @@ def ablation(args):
                                                  [] if args.lambda_gap is None else ["--lambda-gap", args.lambda_gap])]
              for seed in range(args.models) for kind in KINDS}
     defaults = train.options_parser().parse_args([str(latents)])
-    steps = args.steps or args.epochs * train.steps_per_epoch(len(train.window_starts(meta["clips"], defaults.window)), defaults)
+    defaults.steps = args.steps
+    steps = train.length(defaults, train.steps_per_epoch(len(train.window_starts(meta["clips"], defaults.window)), defaults))
     train_models(latents, folder, names, steps, args.jobs, [])
     found = {"models": args.models, "steps": steps, "draws": DRAWS, "with": [], "without": []}
     for name in tqdm(names, desc="measuring", unit="model"):
@@ -207,10 +208,10 @@ if __name__ == "__main__":
         sub = kinds.add_parser(name, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
         if name == "ablation":
             sub.add_argument("latents", metavar="LATENTS", help="latents.npy of embed.py")
-            sub.add_argument("--epochs", type=int, default=350, help="of each model (sec. 3)")
         sub.add_argument("-o", "--output", default=name, help="folder for models and results")
         sub.add_argument("--models", type=int, default=20 if name == "looping" else 5, help="of each kind (sec. 4)")
-        sub.add_argument("--steps", type=int, default=1000 if name == "looping" else None, help="of each model (ours)")
+        sub.add_argument("--steps", type=int, default=1000 if name == "looping" else None, help="of each model (ours); None: "
+                         "as many as train.py takes")
         sub.add_argument("--lambda-gap", type=float, default=100.0 if name == "looping" else None, help="with it (sec. 3)")
         sub.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="models trained at a time")
         if name == "looping":
