@@ -56,13 +56,19 @@ CUT_RATIO = 4.0       # ours: it is one when this many times the median of the l
 CUT_MEMORY = 10
 SHORT_SIDES = (256, 512, 1024)  # ours: the picture is searched at these sizes in turn; dlib finds faces from 80 px
 SEARCH_EVERY = 0.32   # ours: while no face is in sight, the larger sizes are searched this many seconds apart
+WEAK = 0.2            # ours: share of the best detection's score below which another one is no face: cloth scores 0.0 beside 1.5
 KEEP_SCORE = -0.5     # ours: a face already tracked may score less than dlib's 0 and stays (a turned head does)
 PATCH, BOX = 480, 288  # ours: landmarks are fitted in a patch of 480 px with the face box in its middle 288 px
 BOX_RMS = 2.88        # dlib detector's box side over the root mean square spread of the 68 points; ours, measured
 BOX_SHIFT = (-0.03, -0.12)  # its centre against the points' mean, same unit; ours, measured on real and drawn heads
-# Landmarks are averaged over shifted boxes, as in StyleInV (suppl. D). Ours: which (x, y in px of the patch). On two
+# Landmarks are averaged over shifted boxes, as in StyleInV (suppl. D). Ours: how many, and how far in px of the patch. On two
 # clips of real footage the noise of the eye line's angle falls from 0.31 and 0.43 degrees to 0.26 and 0.27
-SHAKES = ((-12, -12), (12, -12), (-12, 12), (12, 12))
+SHAKES, SHAKE = 4, 17
+# Reading
+BACKGROUND = 128      # ours: grey behind transparent pixels; what their colours hide is arbitrary
+HD = 720              # ours: lines from which a video that does not say so is BT.709, as players take it; below, BT.601
+RATES = (24000 / 1001, 24, 25, 30000 / 1001, 30, 48, 50, 60000 / 1001, 60, 120)  # a variable rate is resampled to the one of
+#                       these that is within 2 % of it (ours), if any: phones round their time stamps
 # The rest
 PICTURES = {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff"}
 FOLDER_FPS = 25.0     # of a folder of pictures; ours: the paper's footage is 25 fps
@@ -86,8 +92,14 @@ def picture_files(path):
     return [path] if path.suffix.lower() in PICTURES else []
 
 
+def over_grey(image):
+    """(H, W, 4) with opacity last -> (H, W, 3) uint8, over BACKGROUND."""
+    opacity = image[..., 3:].astype(np.float32) / 255
+    return (image[..., :3] * opacity + BACKGROUND * (1 - opacity)).round().astype(np.uint8)
+
+
 def read_picture(path):
-    """Picture file -> (H, W, 3) uint8 RGB, turned as its EXIF orientation says."""
+    """Picture file -> (H, W, 3) uint8 RGB, turned as its EXIF orientation says; transparent pixels over grey."""
     try:
         data = np.fromfile(path, np.uint8)          # not cv2.imread, which fails on some names under Windows
     except OSError as error:
@@ -95,7 +107,19 @@ def read_picture(path):
     image = cv2.imdecode(data, cv2.IMREAD_COLOR) if data.size else None
     if image is None:
         raise InputError(f"{path} is not a readable picture; remove or replace it.")
+    full = cv2.imdecode(data, cv2.IMREAD_UNCHANGED)  # IMREAD_COLOR leaves opacity out, IMREAD_UNCHANGED the orientation
+    if full is not None and full.ndim == 3 and full.shape[2] == 4 and full.shape[:2] == image.shape[:2]:
+        image = over_grey(full if full.dtype == np.uint8 else (full / 257).round().astype(np.uint8))
     return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+
+
+def read_frame(frame, pixels, width):
+    """Decoded frame -> (H, width[, 3]) uint8. 2 is "not said" of H.264's table of colour spaces."""
+    said = {"src_colorspace": "ITU709"} if frame.colorspace == 2 and frame.height >= HD else {}
+    if any(part.is_alpha for part in frame.format.components):
+        image = over_grey(frame.to_ndarray(format="rgba", width=width, height=frame.height, **said))
+        return cv2.cvtColor(image, cv2.COLOR_RGB2GRAY) if pixels == "gray" else image
+    return frame.to_ndarray(format=pixels, width=width, height=frame.height, **said)
 
 
 def read_video(path, pixels="rgb24", times=None):
@@ -123,7 +147,7 @@ def read_video(path, pixels="rgb24", times=None):
             stream.thread_type, promised = "AUTO", stream.frames               # 0 where the header does not say
             for frame in container.decode(stream):
                 aspect = float(stream.sample_aspect_ratio or 1)                 # width over height of a pixel
-                image = frame.to_ndarray(format=pixels, width=round(frame.width * aspect), height=frame.height)
+                image = read_frame(frame, pixels, round(frame.width * aspect))
                 # display matrix: phones store sideways frames. Whole quarter turns, counter-clockwise
                 image = np.ascontiguousarray(np.rot90(image, round(frame.rotation / 90)))
                 if times is not None:
@@ -198,7 +222,7 @@ def frame_grid(times, fps=None):
     """Times of the source frames -> (frames per second, index of the source frame shown at each step of that rate).
 
     times: seconds, (n,). fps: wanted rate, None for the source's. A constant rate is kept frame by frame; a variable
-    one is resampled to its most usual rate: each step shows the frame nearest in time.
+    one is resampled to its most usual rate, or a common one near that: each step shows the frame nearest in time.
     """
     n = len(times)
     times = np.maximum.accumulate(np.asarray(times, float)) - times[0]
@@ -210,6 +234,9 @@ def frame_grid(times, fps=None):
         return rate, np.arange(n)
     steps = np.diff(times)
     rate = fps or 1 / np.median(steps[steps > 0])
+    common = min(RATES, key=lambda r: abs(math.log(r / rate)))
+    if not fps and abs(common / rate - 1) < 0.02:
+        rate = common
     steps = np.arange(int(times[-1] * rate + 1e-6) + 1) / rate
     after = np.clip(np.searchsorted(times, steps), 1, n - 1)
     return rate, after - (steps - times[after - 1] < times[after] - steps + 1e-3 / rate)       # halfway: the earlier
@@ -299,14 +326,16 @@ def face_quad(points):
     return square(C, BOX_RMS * rms / 2 * PATCH / BOX * d)
 
 
-def fit(gray, quad):
+def fit(gray, quad, shakes=SHAKES):
     """Landmarks (68, 2) of the face in the middle of a quad of a grey picture (H, W), and the patch they are fitted in.
 
-    The predictor runs on boxes shifted by a little, and its answers are averaged. What it sees is the patch: upright,
+    The predictor runs on boxes shifted by a little, `shakes` of them, and its answers are averaged. What it sees is the patch: upright,
     of one size, and so fine that dlib's rounding to whole pixels does not matter.
     """
     patch, edge, points = warp(gray, quad, PATCH), (PATCH - BOX) // 2, []
-    for x, y in SHAKES:
+    for k in range(shakes):
+        angle = 2 * math.pi * (k + 0.5) / shakes
+        x, y = (round(SHAKE * f(angle)) if shakes > 1 else 0 for f in (math.cos, math.sin))
         box = dlib.rectangle(edge + x, edge + y, edge + BOX + x, edge + BOX + y)
         points.append([(p.x, p.y) for p in predictor()(patch, box).parts()])
     share = (np.mean(points, 0) + 0.5) / PATCH                                  # (68, 2) in [0, 1] of the quad
@@ -315,20 +344,22 @@ def fit(gray, quad):
 
 
 def detect(gray, short):
-    """Faces of a grey picture searched at a short side of `short` px -> (n, 4): left, top, width, height."""
+    """Faces of a grey picture searched at a short side of `short` px -> (n, 4): left, top, width, height. Detections that
+    score next to nothing beside the best one are left out."""
     scale = short / min(gray.shape)
     size = (round(gray.shape[1] * scale), round(gray.shape[0] * scale))
     small = cv2.resize(gray, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR)
-    boxes = [(r.left(), r.top(), r.width(), r.height()) for r in detector()(small, 0)]
+    found, scores, _ = detector().run(small, 0, 0.0)
+    boxes = [(r.left(), r.top(), r.width(), r.height()) for r, score in zip(found, scores) if score >= WEAK * max(scores)]
     return np.array(boxes, float).reshape(-1, 4) / scale
 
 
-def fit_box(gray, box):
+def fit_box(gray, box, shakes=SHAKES):
     """Landmarks (68, 2) of the face in a detector's box. Fitted anew until they no longer depend on the box."""
     C, half = box[:2] + box[2:] / 2, box[2:].mean() / 2
-    points, _ = fit(gray, square(C, np.array([half * PATCH / BOX, 0.0])))
+    points, _ = fit(gray, square(C, np.array([half * PATCH / BOX, 0.0])), shakes)
     for _ in range(2):
-        points, _ = fit(gray, face_quad(points))
+        points, _ = fit(gray, face_quad(points), shakes)
     return points
 
 
@@ -381,10 +412,11 @@ class FaceTracker:
     A new track starts at the largest face. A running track is fitted from the last landmarks and confirmed in every
     frame by dlib's detector on a 160 px cut-out around the face, so the picture as a whole is searched only while no
     face is tracked. For GAP seconds after a loss only a face near the lost one is taken. A cut ends the track. fps: frames
-    per second.
+    per second. shakes: of fit().
     """
 
-    def __init__(self, fps=25.0):
+    def __init__(self, fps=25.0, shakes=SHAKES):
+        self.shakes = shakes
         self.gap, self.search_every = round(GAP * fps), max(1, round(SEARCH_EVERY * fps))       # frames
         self.thumb, self.changes = None, collections.deque(maxlen=CUT_MEMORY)  # of the last frame; changes between frames
         self.points, self.last = None, None          # of the last frame if it had a face; of the last face, for a while
@@ -415,7 +447,7 @@ class FaceTracker:
                 boxes = boxes[np.linalg.norm(boxes[:, :2] + boxes[:, 2:] / 2 - self.last.mean(0), axis=1) < boxes[:, 2]]
             if len(boxes):
                 self.short = short
-                return fit_box(gray, boxes[boxes[:, 2].argmax()])
+                return fit_box(gray, boxes[boxes[:, 2].argmax()], self.shakes)
         return None
 
     def step(self, gray):
@@ -424,7 +456,7 @@ class FaceTracker:
         if cut:
             self.points, self.last, self.missing = None, None, 0
         if self.points is not None:
-            points, patch = fit(gray, face_quad(self.points))
+            points, patch = fit(gray, face_quad(self.points), self.shakes)
             self.points = points if self.confirmed(patch) else None
         if self.points is None:
             self.points = self.search(gray)
@@ -434,9 +466,9 @@ class FaceTracker:
         return self.points, cut
 
 
-def track_face(frames, fps=25.0):
+def track_face(frames, fps=25.0, shakes=SHAKES):
     """Grey frames -> points (n, 68, 2) with NaN where no face was found, and cuts (n,) bool: a new shot starts here."""
-    tracker, points, cuts = FaceTracker(fps), [], []
+    tracker, points, cuts = FaceTracker(fps, shakes), [], []
     for gray in frames:
         found, cut = tracker.step(gray)
         points.append(np.full((68, 2), np.nan, np.float32) if found is None else found.astype(np.float32))
@@ -481,16 +513,16 @@ def low_pass(x, sigma):
     return np.stack([g(column) + g(column - g(column)) for column in columns], -1).reshape(x.shape)
 
 
-def smooth_quads(points, fps):
-    """Points of one clip (n, 68, 2), NaN in gaps -> crop quads (n, 4, 2), low-passed over time."""
+def smooth_quads(points, fps, sigmas=(POSITION_SIGMA, ROTATION_SIGMA, SCALE_SIGMA)):
+    """Points of one clip (n, 68, 2), NaN in gaps -> crop quads (n, 4, 2), low-passed over time. sigmas: in seconds, of
+    position, rotation and scale; 0 switches a filter off."""
     n, found = len(points), np.flatnonzero(np.isfinite(points[:, 0, 0]))
     E, e = eyes(points[found].astype(np.float64))
     angle, log_distance = np.unwrap(np.arctan2(e[:, 1], e[:, 0])), np.log(np.linalg.norm(e, axis=1))
     values = np.column_stack([E, angle, log_distance])                          # (found, 4)
     values = np.stack([np.interp(np.arange(n), found, v) for v in values.T], -1)                # (n, 4)
-    E = low_pass(values[:, :2], POSITION_SIGMA * fps)
-    angle = low_pass(values[:, 2], ROTATION_SIGMA * fps)
-    return crop_quad(E, angle, np.exp(low_pass(values[:, 3], SCALE_SIGMA * fps)))
+    E, angle, log_distance = (low_pass(x, sigma * fps) for x, sigma in zip((values[:, :2], values[:, 2], values[:, 3]), sigmas))
+    return crop_quad(E, angle, np.exp(log_distance))
 
 
 def shake(quads):
@@ -515,10 +547,17 @@ def centre_quad(height, width):
     return square(np.array([(width - 1) / 2, (height - 1) / 2]), np.array([half, 0.0]))
 
 
-def survey(path, align="face", fps=None):
+def fixed_quad(quads):
+    """Crop quads of a clip (n, 4, 2) -> one upright square for all of it (4, 2): as large as most of them, where most are."""
+    side = np.linalg.norm(quads[:, 3] - quads[:, 0], axis=1)
+    return square(np.median(quads.mean(1), 0), np.array([np.percentile(side, 95) / 2, 0.0]))
+
+
+def survey(path, align="face", fps=None, crop="follow", shakes=SHAKES):
     """First pass over one source: where the crops lie.
 
-    align: "face", or "none" for the centre square. fps: rate to resample to; None keeps the source's.
+    align: "face", or "none" for the centre square. fps: rate to resample to; None keeps the source's. crop: "follow" the
+    face, or "fixed" within a clip. shakes: of fit().
     Returns a dict: fps; resampled (bool); frames, a list of {"index", "clip", "quad" (4, 2), "found"} in time order;
     and counts for the report: decoded, found, clips, gaps, cuts, shake, raw_shake. Raises InputError without a face.
     """
@@ -531,7 +570,7 @@ def survey(path, align="face", fps=None):
             yield gray
 
     if align == "face":
-        points, cuts = track_face(grey_frames(), usual or fps or FOLDER_FPS)
+        points, cuts = track_face(grey_frames(), usual or fps or FOLDER_FPS, shakes)
         found = np.isfinite(points[:, 0, 0])
     else:
         tracker = FaceTracker()
@@ -556,9 +595,9 @@ def survey(path, align="face", fps=None):
         clips = split_clips(points, cuts, source_rate)
         for start, end in clips:
             quads[start:end] = smooth_quads(points[start:end], source_rate)
-        E, e = eyes(points.astype(np.float64))
-        raw = crop_quad(E, np.arctan2(e[:, 1], e[:, 0]), np.linalg.norm(e, axis=-1))
-        raw_shake = [shake(raw[start:end][found[start:end]]) for start, end in clips]
+            if crop == "fixed":
+                quads[start:end] = fixed_quad(quads[start:end])
+        raw_shake = [shake(smooth_quads(points[start:end], source_rate, (0, 0, 0))) for start, end in clips]
     else:
         starts = [0, *np.flatnonzero(cuts)]
         clips = list(zip(starts, [*starts[1:], n]))
@@ -682,6 +721,8 @@ def main(args):
         raise InputError(f"{sheet_path} does not end in .png; name the preview so with --preview, or say none.")
     if args.fps is not None and not 0 < args.fps <= 1000:
         raise InputError(f"--fps {args.fps} is no frame rate; give a number above 0 and up to 1000.")
+    if args.shakes < 1:
+        raise InputError(f"--shakes {args.shakes} leaves no box to fit landmarks in; give 1 or more.")
     if args.batch < 1:
         raise InputError(f"--batch {args.batch} is no batch size; give 1 or more.")
     targets = [target, target.with_suffix(".json")] + ([sheet_path] if sheet_path else [])
@@ -707,7 +748,7 @@ def embed(args, parts, target, sheet_path, model):
     # First pass: one survey per source. All take the first one's frame rate, and every source starts a new clip
     surveys, frames = [], []
     for k, path in enumerate(args.video):
-        s = survey(path, args.align, surveys[0]["fps"] if surveys else args.fps)
+        s = survey(path, args.align, surveys[0]["fps"] if surveys else args.fps, args.crop, args.shakes)
         if s["resampled"]:
             print(f"embed.py: {path} is resampled to a constant {s['fps']:.3f} frames per second.", file=sys.stderr)
         before = sum(earlier["clips"] for earlier in surveys)
@@ -749,7 +790,7 @@ def embed(args, parts, target, sheet_path, model):
     total = {k: sum(s[k] for s in surveys) for k in ("decoded", "found", "clips", "cuts", "gaps")}
     quality = {k: float(np.mean([s[k] for s in surveys])) for k in ("shake", "raw_shake")}
     meta = {"model": {"name": model.name, "sha256": model.sha256}, "fps": surveys[0]["fps"],
-            "source": [str(path) for path in args.video], "size": model.size, "align": args.align,
+            "source": [str(path) for path in args.video], "size": model.size, "align": args.align, "crop": args.crop,
             "resampled": any(s["resampled"] for s in surveys), **total, **quality, "psnr": float(np.mean(scores)),
             "frames": [{**f, "quad": np.round(f["quad"], 2).tolist()} for f in frames]}
     write(parts, target.with_suffix(".json"), json.dumps(meta).encode())
@@ -780,6 +821,9 @@ if __name__ == "__main__":
     reading = parser.add_argument_group("reading")
     reading.add_argument("--align", choices=("face", "none"), default="face",
                          help="crop by the eye corners, or the centre square")
+    reading.add_argument("--crop", choices=("follow", "fixed"), default="follow",
+                         help="move with the face, or stay in place for the length of a clip")
+    reading.add_argument("--shakes", type=int, default=SHAKES, help="shifted boxes over which landmarks are averaged; 1: none")
     reading.add_argument("--fps", type=float, help="resample videos to this rate, read a folder of pictures at it; "
                          "without this option the first source's own, 25 for pictures")
     try:

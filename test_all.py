@@ -1074,6 +1074,42 @@ def test_read_video_gives_upright_frames_colours_and_times(tmp_path):
         assert upright.shape == wanted.shape and np.abs(upright.astype(int) - wanted).mean() < 8
 
 
+def test_transparent_pixels_lie_over_grey(tmp_path):
+    """A picture of 8 and of 16 bits, and a video: left half opaque, right half a colour that nobody is to see."""
+    image = np.zeros((64, 96, 4), np.uint8)
+    image[..., :3] = 40, 90, 200                                                # BGR for cv2
+    image[:, :48, 3] = 255
+    cv2.imwrite(str(tmp_path / "8.png"), image)
+    cv2.imwrite(str(tmp_path / "16.png"), image.astype(np.uint16) * 257)
+    with av.open(str(tmp_path / "v.mov"), "w") as container:
+        stream = container.add_stream("qtrle", rate=25)
+        stream.width, stream.height, stream.pix_fmt = 96, 64, "argb"
+        container.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(image[..., [2, 1, 0, 3]]), format="rgba")))
+        container.mux(stream.encode(None))
+    for name in ("8.png", "16.png", "v.mov"):
+        rgb, gray = (next(iter(embed.read_video(tmp_path / name, pixels))) for pixels in ("rgb24", "gray"))
+        assert np.abs(rgb[:, :46].astype(int) - (200, 90, 40)).max() <= 2 and np.abs(rgb[:, 50:].astype(int) - 128).max() <= 1
+        assert np.abs(gray.astype(int) - cv2.cvtColor(rgb, cv2.COLOR_RGB2GRAY)).max() <= 1
+
+
+@pytest.mark.parametrize("height", (480, 720))
+def test_a_video_that_names_no_colours_is_read_as_players_do(tmp_path, height):
+    """Red, stored by BT.709 from 720 lines on and by BT.601 below, comes back red."""
+    red = np.zeros((height, 64, 3), np.uint8)
+    red[..., 0] = 220
+    space = "ITU709" if height >= 720 else "ITU601"
+    with av.open(str(tmp_path / "v.mp4"), "w") as container:
+        stream = container.add_stream("libx264", rate=25, options={"crf": "4"})
+        stream.width, stream.height, stream.pix_fmt = 64, height, "yuv420p"
+        frame = av.VideoFrame.from_ndarray(red, format="rgb24").reformat(format="yuv420p", dst_colorspace=space)
+        frame.colorspace = 2
+        container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    with av.open(str(tmp_path / "v.mp4")) as container:
+        assert next(container.decode(video=0)).colorspace == 2
+    assert np.abs(next(iter(embed.read_video(tmp_path / "v.mp4"))).astype(int) - (220, 0, 0)).max() <= 4
+
+
 def test_a_video_cut_short_is_read_as_far_as_it_goes(tmp_path, capfd):
     whole = write_video(tmp_path / "whole.mp4", np.random.RandomState(0).randint(0, 255, (40, 64, 64, 3), np.uint8))
     data = whole.read_bytes()                                                   # its index is in front
@@ -1120,6 +1156,9 @@ def test_frame_grid_keeps_constant_rates_and_resamples_others():
     variable = np.array([0, 1, 2, 3, 6, 7, 8, 9]) / 25                          # frames 4 and 5 were dropped by the camera
     rate, grid = embed.frame_grid(variable)
     assert rate == pytest.approx(25) and np.array_equal(grid, [0, 1, 2, 3, 3, 4, 4, 5, 6, 7])
+    phone = np.delete(np.arange(40), [7, 8, 20]) * 0.033                        # 30.303 by its time stamps
+    assert embed.frame_grid(phone)[0] == 30 and np.array_equal(np.unique(embed.frame_grid(phone)[1]), np.arange(36))
+    assert embed.frame_grid(phone / 2.2)[0] == pytest.approx(2.2 / 0.033)       # none of the common rates
     assert embed.frame_grid([0.2], 30)[0] == 30 and embed.frame_grid([0, 0])[0] == 25
 
 
@@ -1269,6 +1308,38 @@ def test_landmarks_follow_the_picture():
     away = np.linalg.norm(points @ M[:, :2].T + M[:, 2] - moved, axis=1) / distance
     assert away[[36, 39, 42, 45]].mean() < 0.04 and away.mean() < 0.08
     assert embed.landmarks(np.full((200, 300, 3), 128, np.uint8)) is None
+
+
+def test_the_crop_follows_a_moved_photograph():
+    """Against truth, a real face: the filters help, and the error is below a pixel of 256."""
+    result = subprocess.run([sys.executable, "-m", "pretrain.jitter", "--movement", "talk", "--seconds", "2"], cwd=ROOT,
+                            capture_output=True, text=True, timeout=300)
+    assert result.returncode == 0, result.stderr
+    for line in result.stdout.splitlines()[2:]:
+        means = [float(cell.split()[-1]) for cell in line.split("/")[:-1]]      # all filters, none, three, one box, fixed
+        assert means[0] < 0.9 and means[0] < means[1] and means[0] < means[5] and means[-1] > 8, line
+    assert len(result.stdout.splitlines()) == 4
+    assert_refused(subprocess.run([sys.executable, "-m", "pretrain.jitter", "none.jpg"], cwd=ROOT, capture_output=True), "none.jpg")
+
+
+def test_a_fixed_crop_stays_within_its_clip(tmp_path):
+    frames = [*faces.clip(0.6, 25, 8, 192), *faces.clip(0.6, 25, 6, 192)]
+    found = embed.survey(write_video(tmp_path / "v.mp4", frames), crop="fixed", shakes=1)
+    quads = np.array([frame["quad"] for frame in found["frames"]])
+    assert len(quads) == 30 and found["shake"] == 0
+    for part in (quads[:15], quads[15:]):
+        assert (part == part[0]).all() and np.allclose(part[0, 0, 1], part[0, 3, 1])
+    assert np.abs(quads[0] - quads[-1]).max() > 0.5
+    follow = np.array([frame["quad"] for frame in embed.survey(tmp_path / "v.mp4")["frames"]])
+    assert np.abs(follow - quads).max() < 0.15 * np.linalg.norm(quads[0, 3] - quads[0, 0])
+
+
+def test_a_patch_of_cloth_is_no_face():
+    """dlib also finds a larger "face" on the suit, with a score of 0.00."""
+    photo = embed.read_picture(ROOT / "assets" / "astronaut.jpg")
+    E, e = embed.eyes(embed.landmarks(photo))
+    assert np.linalg.norm(E - (225, 104)) < 4 and 33 < np.linalg.norm(e) < 45
+    assert len(embed.detect(cv2.cvtColor(photo, cv2.COLOR_RGB2GRAY), 512)) == 1
 
 
 def test_tracker_stays_with_its_face_through_a_gap():
