@@ -931,6 +931,17 @@ def test_image_model_resumes_exactly(tmp_path, monkeypatch):
     a, b = (torch.load(tmp_path / name / "m.state.pt", weights_only=True) for name in ("whole", "parts"))
     assert a["step"] == b["step"] == 6
     assert all(torch.equal(a["net"][name], b["net"][name]) for name in a["net"])
+    with pytest.raises(InputError, match="m.pt is finished, all 6 steps"):
+        image_model.main(arguments(tmp_path / "parts", True))
+    for name, value, words in (("size", 64, "size 32, not 64"), ("steps", 8, "steps 6, not 8"), ("source", ["v.mp4"], "source faces, not v.mp4")):
+        with pytest.raises(InputError, match=words):
+            other = arguments(tmp_path / "parts", True)
+            setattr(other, name, value)
+            monkeypatch.setattr(image_model, "video_crops", lambda *_: np.zeros((40, 32, 32, 3), np.uint8))
+            image_model.main(other)
+    (tmp_path / "parts" / "m.state.pt").write_bytes(b"no state")
+    with pytest.raises(InputError, match="no state of this training"):
+        image_model.main(arguments(tmp_path / "parts", True))
 
 
 def test_image_model_of_own_footage_has_one_actor(tmp_path, clip):

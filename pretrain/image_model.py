@@ -51,6 +51,8 @@ FOCUS = (((0.5, 0.47), (0.24, 0.07)), ((0.5, 0.745), (0.17, 0.10)))            #
 FOCUS_WEIGHT = 4.0                                             # they cover a tenth of a crop and carry its motion
 HOLD_OUT = 10                                                  # every 10th frame of a video is kept out of training
 SHEET = 10                                                     # pictures in the contact sheet
+# Options that --resume must be given again: the schedule and the order of the pictures depend on them
+KEPT = "source", "size", "align", "steps", "batch", "pool", "precision", "seed"
 
 
 class DrawnFaces(Dataset):
@@ -249,9 +251,17 @@ def main(args):
     if args.resume:
         try:
             state = torch.load(state_path, map_location=device, weights_only=True)
-        except (OSError, RuntimeError) as error:
-            raise InputError(f"{state_path} cannot be read ({type(error).__name__}); start again without --resume.") \
-                from None
+            options = state["options"]
+        except Exception as error:                                              # torch raises a dozen types here
+            raise InputError(f"{state_path} is no state of this training ({type(error).__name__}); start again without "
+                             f"--resume.") from None
+        for name in KEPT:
+            if options[name] != getattr(args, name):
+                was, given = (" ".join(map(str, v)) if isinstance(v, list) else v for v in (options[name], getattr(args, name)))
+                raise InputError(f"{state_path} is of a training with {name} {was}, not {given}; give the same, or start again "
+                                 f"without --resume.")
+        if state["step"] >= args.steps:
+            raise InputError(f"{output} is finished, all {args.steps} steps; start again without --resume for another one.")
         net.load_state_dict(state["net"])
         ema.load_state_dict(state["ema"])
         optimiser.load_state_dict(state["optimiser"])
@@ -274,7 +284,8 @@ def main(args):
         values = [psnr(rows[0], row) for row in rows[1:]]
         save(output, lambda part: torch.save(checkpoint(ema, output.stem, args, step, values[-1]), part))
         save(state_path, lambda part: torch.save({"net": net.state_dict(), "ema": ema.state_dict(), "step": step,
-                                                  "optimiser": optimiser.state_dict()}, part))
+                                                  "optimiser": optimiser.state_dict(),
+                                                  "options": {name: getattr(args, name) for name in KEPT}}, part))
         return values
 
     # Ctrl-C ends the step at hand and saves, so that the state is always that of a whole step
