@@ -4,6 +4,7 @@
     python embed.py video.mp4 --model ffhq -o codes/video.npy     # photographs of people: the paper's image model
     python embed.py part1.mp4 part2.mp4 frames/                   # several sources, each a clip of its own or more
     python embed.py hands.mp4 --model hands.pt --align none       # footage without faces: centre square
+    python embed.py video.mp4 --video compare.mp4                 # crops beside their reconstructions
 
 Two passes over the video, frame by frame. The first finds the eye corners, which are then smoothed over time; the
 second crops and encodes. Shapes: T frames, L style rows, D style width; frames (H, W, 3) uint8 RGB; points (68, 2)
@@ -12,6 +13,7 @@ float, x right and y down in pixels, pixel centres at whole numbers. "Left" and 
 
 import argparse
 import collections
+import contextlib
 import functools
 import importlib.util
 import json
@@ -32,6 +34,7 @@ from tqdm import tqdm
 
 from models import InputError, load_image_model
 from sample import pick_device
+from transfer import FORMATS, VideoWriter, pictures_at_once, render
 
 # Crop (paper, sec. 3, Data Preprocessing: as FFHQ, but from the eye corners only, never the mouth)
 SIDE = 4.0            # crop side in eye distances |e|: FFHQ's 2 max(2 |e|, 1.8 |m|) without its mouth term
@@ -74,6 +77,9 @@ PICTURES = {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff"}
 FOLDER_FPS = 25.0     # of a folder of pictures; ours: the paper's footage is 25 fps
 SHEET = 12            # pictures on the preview sheet; ours
 RENDERED = 120        # frames, evenly spaced, whose reconstruction is measured; ours: it costs as much as encoding
+BAD = 3.0             # ours: a frame encodes badly whose PSNR is this many times the usual deviation below the median ...
+BAD_DB = 2.0          # ... and at least this many dB, lest an even clip has bad frames
+NAMED = 10            # bad frames that are named on the terminal; all are in the json
 
 
 # ------------------------------------------------------------------------------------------------------------------
@@ -662,6 +668,34 @@ def psnr(a, b):
     return float(10 * np.log10(255 ** 2 / max(error, 1e-10)))
 
 
+def identity_distance(a, b):
+    """Distance of dlib's descriptors of two pictures of a face; None where it is not found in both."""
+    points = [landmarks(picture) for picture in (a, b)]
+    if any(p is None for p in points):
+        return None
+    return float(np.linalg.norm(descriptor(a, points[0]) - descriptor(b, points[1])))
+
+
+def bad_frames(scores):
+    """{frame: PSNR} -> the frames that encode badly, in order. The usual deviation is 1.48 times the median one."""
+    values = np.array(list(scores.values()))
+    usual = 1.48 * np.median(np.abs(values - np.median(values)))
+    limit = np.median(values) - max(BAD * usual, BAD_DB)
+    return [frame for frame, value in scores.items() if value < limit]
+
+
+def trembling(frames):
+    """Per frame of survey()'s, how far its crop's centre is from the middle of its neighbours', in % of the side, None at a
+    clip's ends: what shake() is the mean of."""
+    values = [None] * len(frames)
+    for k in range(1, len(frames) - 1):
+        if frames[k - 1]["clip"] == frames[k + 1]["clip"]:
+            quads = np.array([frame["quad"] for frame in frames[k - 1:k + 2]])
+            side = np.linalg.norm(quads[1, 3] - quads[1, 0])
+            values[k] = float(100 * np.linalg.norm(quads[1].mean(0) - (quads[0] + quads[2]).mean(0) / 2) / side)
+    return values
+
+
 def preview(pairs, caption):
     """[(crop, reconstruction), ...] -> sheet (H, W, 3) uint8 RGB: crops over their reconstructions, caption above."""
     tile = min(256, len(pairs[0][0]))
@@ -726,10 +760,14 @@ def main(args):
     if args.batch < 1:
         raise InputError(f"--batch {args.batch} is no batch size; give 1 or more.")
     targets = [target, target.with_suffix(".json")] + ([sheet_path] if sheet_path else [])
+    videos = [Path(args.video_out)] if args.video_out else []
+    for path in videos:
+        if path.suffix.lower() not in FORMATS or not path.parent.is_dir():
+            raise InputError(f"{path} cannot be written; name a video ({', '.join(FORMATS)}) in a folder that exists, with --video.")
     for path in map(Path, args.video):
         if not path.exists():
             raise InputError(f"{path} does not exist; give a video or a folder of pictures.")
-        if path.resolve() in [t.resolve() for t in targets]:
+        if path.resolve() in [t.resolve() for t in targets + videos]:
             raise InputError(f"{path} would be overwritten by the output; name another with -o.")
     parts = open_parts(targets)
     try:
@@ -765,44 +803,61 @@ def embed(args, parts, target, sheet_path, model):
 
     np.lib.format.write_array_header_1_0(parts[target], {"descr": "<f4", "fortran_order": False,
                                                          "shape": (T, model.L, model.D)})
-    rendered = np.linspace(0, T - 1, min(T, RENDERED)).round().astype(int)
-    shown = set(rendered[np.linspace(0, len(rendered) - 1, min(T, SHEET)).round().astype(int)].tolist())
-    rendered = set(rendered.tolist())
-    pairs, scores, batch, done = [], [], [], 0
-    for crop in tqdm(prefetch(all_crops()), desc="2/2 encode", unit="frame", total=T, mininterval=0.5):
-        batch.append(crop)
-        if len(batch) < args.batch and done + len(batch) < T:
-            continue
-        codes = model.encode(to_network(batch))                                 # (B, L, D)
-        if not torch.isfinite(codes).all():
-            raise InputError(f"{args.model} gives codes that are not finite; name a sound image model with --model.")
-        write(parts, target, codes.float().cpu().numpy().astype("<f4").tobytes())
-        for k in range(len(batch)):
-            if done + k in rendered:
-                picture = to_pictures(model.render(codes[k:k + 1]))[0]          # one by one: at 1024 px each takes 0.3 GB
-                scores.append(psnr(batch[k], picture))
-                frames[done + k]["psnr"] = round(scores[-1], 2)
-                if done + k in shown:
+    measured = np.linspace(0, T - 1, min(T, RENDERED)).round().astype(int)
+    shown = set(measured[np.linspace(0, len(measured) - 1, min(T, SHEET)).round().astype(int)].tolist())
+    measured = set(measured.tolist())
+    rendered = set(range(T)) if args.video_out else measured
+    identified = measured if args.video_out else shown                          # at 0.2 s each, dlib's network would take longest
+    pairs, scores, batch, done = [], {}, [], 0
+    with contextlib.ExitStack() as stack:
+        video = stack.enter_context(VideoWriter(args.video_out, surveys[0]["fps"])) if args.video_out else None
+        for crop in tqdm(prefetch(all_crops()), desc="2/2 encode", unit="frame", total=T, mininterval=0.5):
+            batch.append(crop)
+            if len(batch) < args.batch and done + len(batch) < T:
+                continue
+            codes = model.encode(to_network(batch))                             # (B, L, D)
+            if not torch.isfinite(codes).all():
+                raise InputError(f"{args.model} gives codes that are not finite; name a sound image model with --model.")
+            write(parts, target, codes.float().cpu().numpy().astype("<f4").tobytes())
+            some = [k for k in range(len(batch)) if done + k in rendered]
+            for k, picture in zip(some, render(model, codes[some], pictures_at_once(model)) if some else []):
+                frame = done + k
+                scores[frame] = frames[frame]["psnr"] = round(psnr(batch[k], picture), 2)
+                if video is not None:
+                    video.write(np.hstack([batch[k], picture]))
+                if frame in identified and args.align == "face":
+                    distance = identity_distance(batch[k], picture)
+                    frames[frame]["identity"] = None if distance is None else round(distance, 4)
+                if frame in shown:
                     pairs.append((batch[k], picture))
-        done += len(batch)
-        batch = []
+            done += len(batch)
+            batch = []
+    for frame, value in zip(frames, trembling(frames)):
+        frame["shake"] = None if value is None else round(value, 3)
+    bad, mean_psnr = bad_frames(scores), float(np.mean(list(scores.values())))
+    distances = [frame["identity"] for frame in frames if frame.get("identity") is not None]
 
     total = {k: sum(s[k] for s in surveys) for k in ("decoded", "found", "clips", "cuts", "gaps")}
     quality = {k: float(np.mean([s[k] for s in surveys])) for k in ("shake", "raw_shake")}
     meta = {"model": {"name": model.name, "sha256": model.sha256}, "fps": surveys[0]["fps"],
             "source": [str(path) for path in args.video], "size": model.size, "align": args.align, "crop": args.crop,
-            "resampled": any(s["resampled"] for s in surveys), **total, **quality, "psnr": float(np.mean(scores)),
+            "resampled": any(s["resampled"] for s in surveys), **total, **quality, "psnr": mean_psnr,
+            "identity": float(np.mean(distances)) if distances else None, "bad": bad,
             "frames": [{**f, "quad": np.round(f["quad"], 2).tolist()} for f in frames]}
     write(parts, target.with_suffix(".json"), json.dumps(meta).encode())
     if sheet_path is not None:
-        sheet = preview(pairs, f"crops over reconstructions, {np.mean(scores):.1f} dB")
+        sheet = preview(pairs, f"crops over reconstructions, {mean_psnr:.1f} dB")
         write(parts, sheet_path, cv2.imencode(".png", cv2.cvtColor(sheet, cv2.COLOR_RGB2BGR))[1].tobytes())
     finish(parts)
     face = f"face found in {100 * total['found'] / total['decoded']:.1f} %, {total['gaps']} gaps, " \
            f"crop shake {quality['shake']:.2f} % of its side (unsmoothed {quality['raw_shake']:.2f} %), "
     print(f"embed.py: {T} of {total['decoded']} frames at {surveys[0]['fps']:.3f} fps in {total['clips']} clips, "
-          f"{total['cuts']} cuts, {face if args.align == 'face' else ''}reconstruction {np.mean(scores):.1f} dB PSNR; "
-          f"wrote {', '.join(str(path) for path in parts)}.", file=sys.stderr)
+          f"{total['cuts']} cuts, {face if args.align == 'face' else ''}reconstruction {mean_psnr:.1f} dB PSNR"
+          f"{f', identity distance {np.mean(distances):.2f}' if distances else ''}; "
+          f"wrote {', '.join(str(path) for path in [*parts, *([args.video_out] if args.video_out else [])])}.", file=sys.stderr)
+    if bad:
+        named = ", ".join(f"{frame} ({scores[frame]:.1f} dB)" for frame in bad[:NAMED]) + (", ..." if len(bad) > NAMED else "")
+        print(f"embed.py: badly encoded, of {len(scores)} frames looked at: {named}.", file=sys.stderr)
 
 
 if __name__ == "__main__":
@@ -813,6 +868,8 @@ if __name__ == "__main__":
     files.add_argument("-o", "--output", default="latents.npy", help="codes (T, L, D); NAME.json is written beside it")
     files.add_argument("--preview", metavar="FILE", help="sheet of crops over reconstructions (.png), or none; without "
                        "this option the codes' name with .png")
+    files.add_argument("--video", dest="video_out", metavar="FILE", help="crops beside their reconstructions as a video (.mp4); "
+                       "renders all frames")
     image = parser.add_argument_group("image model")
     image.add_argument("--model", default="faces128", help="faces128, ffhq, ffhq-e4e or the path of a checkpoint")
     image.add_argument("--encoder", metavar="FILE", help="checkpoint of an encoder, for a model that has none")

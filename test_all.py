@@ -997,12 +997,36 @@ def test_embed_splits_at_cuts_and_long_gaps(tmp_path):
     frames = [*one, *two]
     frames[35:47] = [np.full((192, 192, 3), 90, np.uint8)] * 12                 # half a second without a face
     write_video(tmp_path / "cut.mp4", frames)
-    result = run("embed.py", tmp_path / "cut.mp4", "-o", tmp_path / "c.npy", "--preview", "none")
+    result = run("embed.py", tmp_path / "cut.mp4", "-o", tmp_path / "c.npy", "--preview", "none", "--video", tmp_path / "side.mp4")
     assert result.returncode == 0, result.stderr.decode()
     rows = json.loads((tmp_path / "c.json").read_text())["frames"]
     clips = {k: [r["index"] for r in rows if r["clip"] == k] for k in {r["clip"] for r in rows}}
     assert clips[0] == list(range(25)) and clips[1] == list(range(25, 35)) and clips[2] == list(range(47, 50))
-    assert len(np.load(tmp_path / "c.npy")) == len(rows) == 38 and not (tmp_path / "c.png").exists()
+    codes = np.load(tmp_path / "c.npy")
+    assert len(codes) == len(rows) == 38 and not (tmp_path / "c.png").exists()
+    # the video: crops on the left, what the codes show on the right; its numbers are in the json
+    sides = decoded(tmp_path / "side.mp4")
+    pictures = transfer.render(models.load_image_model("faces128"), torch.from_numpy(codes), 4)
+    crops = list(embed.crops(tmp_path / "cut.mp4", [{**row, "quad": np.array(row["quad"])} for row in rows], 128))
+    assert sides.shape == (38, 128, 256, 3)
+    assert np.abs(sides[:, :, :128].astype(int) - crops).mean() < 4 and np.abs(sides[:, :, 128:].astype(int) - pictures).mean() < 4
+    assert [row["psnr"] for row in rows] == pytest.approx([psnr(a, b) for a, b in zip(crops, pictures)], abs=0.1)
+    assert all(0 < row["identity"] < 0.6 for row in rows)                       # to dlib the same person
+    assert [k for k, row in enumerate(rows) if row["shake"] is None] == [0, 24, 25, 34, 35, 37]
+
+
+def test_bad_frames_and_trembling():
+    scores = {k: 25 + 0.3 * (k % 3) for k in range(0, 60, 2)}
+    assert embed.bad_frames(scores) == []
+    assert embed.bad_frames({**scores, 10: 22.0, 40: 24.0, 50: 30.0}) == [10]   # 40: less than 2 dB below
+    unsteady = {k: 25 + 3 * (k % 3) for k in range(60)}
+    assert embed.bad_frames({**unsteady, 10: 20.0}) == [] and embed.bad_frames({**unsteady, 10: 5.0}) == [10]
+    centres = np.cumsum(np.random.RandomState(0).standard_normal((40, 2)), 0)
+    quads = np.stack([embed.square(C, np.array([50.0, 0])) for C in centres])
+    values = embed.trembling([{"clip": 0, "quad": quad} for quad in quads])
+    assert values[0] is None and values[-1] is None
+    # the middle of the neighbours is half a second difference away, and shake() divides that by sqrt(6)
+    assert np.sqrt(np.mean(np.square(values[1:-1]))) * 2 / 6 ** 0.5 == pytest.approx(embed.shake(quads))
 
 
 def test_embed_takes_pictures_and_footage_without_faces(tmp_path):
@@ -1396,9 +1420,11 @@ def test_embed_options_are_checked_before_any_work(tmp_path):
     video = write_video(tmp_path / "v.mp4", moving_square(3))
     (tmp_path / "folder.npy").mkdir()
     good = dict(video=[str(video)], output=str(tmp_path / "x.npy"), preview=None, model="faces128", encoder=None, device="cpu",
-                batch=4, align="none", fps=None)
+                batch=4, align="none", fps=None, crop="follow", shakes=4, video_out=None)
     for change, words in ((dict(output="x.txt"), "x.txt does not end in .npy"), (dict(preview="x.jpg"), "x.jpg"),
-                          (dict(fps=0), "--fps 0"), (dict(batch=0), "--batch 0"), (dict(device="abacus"), "abacus"),
+                          (dict(fps=0), "--fps 0"), (dict(batch=0), "--batch 0"), (dict(shakes=0), "--shakes 0"),
+                          (dict(video_out="x.gif"), "x.gif"), (dict(video_out=str(tmp_path / "no" / "x.mp4")), "no/x.mp4"),
+                           (dict(device="abacus"), "abacus"),
                           (dict(output=str(tmp_path / "folder.npy")), "folder.npy cannot be written"),
                           (dict(output=str(tmp_path / "nowhere" / "x.npy")), "nowhere"),
                           (dict(video=[str(tmp_path / "x.png")]), "x.png does not exist")):
