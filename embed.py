@@ -668,6 +668,34 @@ def psnr(a, b):
     return float(10 * np.log10(255 ** 2 / max(error, 1e-10)))
 
 
+def in_batches(items, n):
+    """Lists of n items, the last one of what is left."""
+    batch = []
+    for item in items:
+        batch.append(item)
+        if len(batch) == n:
+            yield batch
+            batch = []
+    if batch:
+        yield batch
+
+
+def smooth_codes(codes, clips, sigma=0.0, fine_rows=None):
+    """Filter a trajectory of codes (T, L, D) along time, in place and row by row, so that it may be a memory map.
+
+    clips: number of its clip, per frame. sigma: of low_pass(), in frames; 0 leaves the codes as they are. fine_rows: rows from
+    this one on take their mean over the clip (STIT and StyleGAN3-editing keep fine rows still in their ways).
+    """
+    starts = [0, *np.flatnonzero(np.diff(clips)) + 1, len(clips)]
+    for start, end in zip(starts, starts[1:]):
+        for row in range(codes.shape[1]):
+            part = np.asarray(codes[start:end, row], np.float64)                # (t, D)
+            if fine_rows is not None and row >= fine_rows:
+                codes[start:end, row] = part.mean(0)
+            elif sigma > 0:
+                codes[start:end, row] = low_pass(part, sigma)
+
+
 def identity_distance(a, b):
     """Distance of dlib's descriptors of two pictures of a face; None where it is not found in both."""
     points = [landmarks(picture) for picture in (a, b)]
@@ -755,6 +783,10 @@ def main(args):
         raise InputError(f"{sheet_path} does not end in .png; name the preview so with --preview, or say none.")
     if args.fps is not None and not 0 < args.fps <= 1000:
         raise InputError(f"--fps {args.fps} is no frame rate; give a number above 0 and up to 1000.")
+    if not 0 <= args.smooth_codes <= 10:
+        raise InputError(f"--smooth-codes {args.smooth_codes} is no filter for motion; give 0 to 10 seconds.")
+    if args.fine_rows is not None and args.fine_rows < 0:
+        raise InputError(f"--fine-rows {args.fine_rows} is no style row; give 0 or more.")
     if args.shakes < 1:
         raise InputError(f"--shakes {args.shakes} leaves no box to fit landmarks in; give 1 or more.")
     if args.batch < 1:
@@ -808,30 +840,40 @@ def embed(args, parts, target, sheet_path, model):
     measured = set(measured.tolist())
     rendered = set(range(T)) if args.video_out else measured
     identified = measured if args.video_out else shown                          # at 0.2 s each, dlib's network would take longest
-    pairs, scores, batch, done = [], {}, [], 0
+    pairs, scores, smooth = [], {}, None
+    passes = ("encode", "compare") if args.smooth_codes or args.fine_rows is not None else ("encode",)
     with contextlib.ExitStack() as stack:
         video = stack.enter_context(VideoWriter(args.video_out, surveys[0]["fps"])) if args.video_out else None
-        for crop in tqdm(prefetch(all_crops()), desc="2/2 encode", unit="frame", total=T, mininterval=0.5):
-            batch.append(crop)
-            if len(batch) < args.batch and done + len(batch) < T:
-                continue
-            codes = model.encode(to_network(batch))                             # (B, L, D)
-            if not torch.isfinite(codes).all():
-                raise InputError(f"{args.model} gives codes that are not finite; name a sound image model with --model.")
-            write(parts, target, codes.float().cpu().numpy().astype("<f4").tobytes())
-            some = [k for k in range(len(batch)) if done + k in rendered]
-            for k, picture in zip(some, render(model, codes[some], pictures_at_once(model)) if some else []):
-                frame = done + k
-                scores[frame] = frames[frame]["psnr"] = round(psnr(batch[k], picture), 2)
-                if video is not None:
-                    video.write(np.hstack([batch[k], picture]))
-                if frame in identified and args.align == "face":
-                    distance = identity_distance(batch[k], picture)
-                    frames[frame]["identity"] = None if distance is None else round(distance, 4)
-                if frame in shown:
-                    pairs.append((batch[k], picture))
-            done += len(batch)
-            batch = []
+        for number, name in enumerate(passes):
+            done, bar = 0, tqdm(total=T, desc=f"{number + 2}/{1 + len(passes)} {name}", unit="frame", mininterval=0.5)
+            for batch in in_batches(prefetch(all_crops()), args.batch):
+                if name == "encode":
+                    codes = model.encode(to_network(batch))                     # (B, L, D)
+                    if not torch.isfinite(codes).all():
+                        raise InputError(f"{args.model} gives codes that are not finite; name a sound image model with --model.")
+                    write(parts, target, codes.float().cpu().numpy().astype("<f4").tobytes())
+                else:
+                    codes = torch.from_numpy(np.array(smooth[done:done + len(batch)])).to(model.device)
+                some = [k for k in range(len(batch)) if done + k in rendered] if name == passes[-1] else []
+                for k, picture in zip(some, render(model, codes[some], pictures_at_once(model)) if some else []):
+                    frame = done + k
+                    scores[frame] = frames[frame]["psnr"] = round(psnr(batch[k], picture), 2)
+                    if video is not None:
+                        video.write(np.hstack([batch[k], picture]))
+                    if frame in identified and args.align == "face":
+                        distance = identity_distance(batch[k], picture)
+                        frames[frame]["identity"] = None if distance is None else round(distance, 4)
+                    if frame in shown:
+                        pairs.append((batch[k], picture))
+                done += len(batch)
+                bar.update(len(batch))
+            bar.close()
+            if len(passes) > 1 and name == "encode":
+                smooth = np.memmap(parts[target].name, "<f4", "r+", parts[target].tell() - T * model.L * model.D * 4,
+                                   (T, model.L, model.D))
+                smooth_codes(smooth, [f["clip"] for f in frames], args.smooth_codes * surveys[0]["fps"], args.fine_rows)
+                smooth.flush()
+    smooth = None                                                               # Windows replaces no file that is mapped
     for frame, value in zip(frames, trembling(frames)):
         frame["shake"] = None if value is None else round(value, 3)
     bad, mean_psnr = bad_frames(scores), float(np.mean(list(scores.values())))
@@ -841,6 +883,7 @@ def embed(args, parts, target, sheet_path, model):
     quality = {k: float(np.mean([s[k] for s in surveys])) for k in ("shake", "raw_shake")}
     meta = {"model": {"name": model.name, "sha256": model.sha256}, "fps": surveys[0]["fps"],
             "source": [str(path) for path in args.video], "size": model.size, "align": args.align, "crop": args.crop,
+            "smooth_codes": args.smooth_codes, "fine_rows": args.fine_rows,
             "resampled": any(s["resampled"] for s in surveys), **total, **quality, "psnr": mean_psnr,
             "identity": float(np.mean(distances)) if distances else None, "bad": bad,
             "frames": [{**f, "quad": np.round(f["quad"], 2).tolist()} for f in frames]}
@@ -875,6 +918,9 @@ if __name__ == "__main__":
     image.add_argument("--encoder", metavar="FILE", help="checkpoint of an encoder, for a model that has none")
     image.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
     image.add_argument("--batch", type=int, default=16, help="frames encoded at a time")
+    image.add_argument("--smooth-codes", type=float, default=0.0, metavar="SECONDS", help="low-pass the codes along time; "
+                       "standard deviation of the Gaussian, 0 for none")
+    image.add_argument("--fine-rows", type=int, metavar="ROW", help="style rows from this one on keep their mean of the clip")
     reading = parser.add_argument_group("reading")
     reading.add_argument("--align", choices=("face", "none"), default="face",
                          help="crop by the eye corners, or the centre square")

@@ -1015,6 +1015,27 @@ def test_embed_splits_at_cuts_and_long_gaps(tmp_path):
     assert [k for k, row in enumerate(rows) if row["shake"] is None] == [0, 24, 25, 34, 35, 37]
 
 
+def test_codes_are_smoothed_within_their_clips(tmp_path):
+    """In memory by hand, and by the command: what it writes are the plain codes, filtered, and its PSNR is theirs."""
+    x = np.random.RandomState(0).standard_normal((30, 3, 4)).astype(np.float32)
+    clips, y = [0] * 12 + [1] * 18, x.copy()
+    embed.smooth_codes(y, clips, 2.0, 2)
+    for part in (slice(0, 12), slice(12, 30)):
+        assert np.allclose(y[part, :2], embed.low_pass(x[part, :2], 2.0), atol=1e-6)
+        assert np.allclose(y[part, 2], x[part, 2].mean(0), atol=1e-6)
+    write_video(tmp_path / "v.mp4", [*faces.clip(0.6, 25, 8, 192), *faces.clip(0.6, 25, 6, 192)])
+    metas = []
+    for name, options in (("plain", ()), ("smooth", ("--smooth-codes", 0.08, "--fine-rows", 9))):
+        result = run("embed.py", tmp_path / "v.mp4", "-o", tmp_path / f"{name}.npy", "--batch", 7, *options)
+        assert result.returncode == 0, result.stderr.decode()
+        metas.append(json.loads((tmp_path / f"{name}.json").read_text()))
+    plain, smooth = np.load(tmp_path / "plain.npy"), np.load(tmp_path / "smooth.npy")
+    embed.smooth_codes(plain, [0] * 15 + [1] * 15, 2.0, 9)
+    assert np.allclose(plain, smooth, atol=1e-5) and metas[1]["fine_rows"] == 9
+    assert np.ptp(smooth[:15, 9:], axis=0).max() == 0 and metas[0]["psnr"] - 3 < metas[1]["psnr"] < metas[0]["psnr"]
+    assert [f["quad"] for f in metas[0]["frames"]] == [f["quad"] for f in metas[1]["frames"]] and not left_over(tmp_path)
+
+
 def test_bad_frames_and_trembling():
     scores = {k: 25 + 0.3 * (k % 3) for k in range(0, 60, 2)}
     assert embed.bad_frames(scores) == []
@@ -1420,9 +1441,11 @@ def test_embed_options_are_checked_before_any_work(tmp_path):
     video = write_video(tmp_path / "v.mp4", moving_square(3))
     (tmp_path / "folder.npy").mkdir()
     good = dict(video=[str(video)], output=str(tmp_path / "x.npy"), preview=None, model="faces128", encoder=None, device="cpu",
-                batch=4, align="none", fps=None, crop="follow", shakes=4, video_out=None)
+                batch=4, align="none", fps=None, crop="follow", shakes=4, video_out=None,
+                smooth_codes=0.0, fine_rows=None)
     for change, words in ((dict(output="x.txt"), "x.txt does not end in .npy"), (dict(preview="x.jpg"), "x.jpg"),
                           (dict(fps=0), "--fps 0"), (dict(batch=0), "--batch 0"), (dict(shakes=0), "--shakes 0"),
+                          (dict(smooth_codes=-1), "--smooth-codes -1"), (dict(fine_rows=-1), "--fine-rows -1"),
                           (dict(video_out="x.gif"), "x.gif"), (dict(video_out=str(tmp_path / "no" / "x.mp4")), "no/x.mp4"),
                            (dict(device="abacus"), "abacus"),
                           (dict(output=str(tmp_path / "folder.npy")), "folder.npy cannot be written"),
