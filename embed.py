@@ -3,6 +3,7 @@
     python embed.py video.mp4                                     # latents.npy, latents.json, latents.png
     python embed.py video.mp4 --model ffhq -o codes/video.npy     # photographs of people: the paper's image model
     python embed.py part1.mp4 part2.mp4 frames/                   # several sources, each a clip of its own or more
+    python embed.py interview.mp4 --face 2                        # not the face that is seen longest, but the next one
     python embed.py hands.mp4 --model hands.pt --align none       # footage without faces: centre square
     python embed.py video.mp4 --video compare.mp4                 # crops beside their reconstructions
 
@@ -59,6 +60,8 @@ CUT_RATIO = 4.0       # ours: it is one when this many times the median of the l
 CUT_MEMORY = 10
 SHORT_SIDES = (256, 512, 1024)  # ours: the picture is searched at these sizes in turn; dlib finds faces from 80 px
 SEARCH_EVERY = 0.32   # ours: while no face is in sight, the larger sizes are searched this many seconds apart
+CENSUS, CENSUS_SHORT = 1.0, 512  # ours: seconds between looks at all faces of the picture, and its short side then
+LOST = 3.0            # ours: seconds after which a face that comes again in the same place counts as another one
 WEAK = 0.2            # ours: share of the best detection's score below which another one is no face: cloth scores 0.0 beside 1.5
 KEEP_SCORE = -0.5     # ours: a face already tracked may score less than dlib's 0 and stays (a turned head does)
 PATCH, BOX = 480, 288  # ours: landmarks are fitted in a patch of 480 px with the face box in its middle 288 px
@@ -456,14 +459,17 @@ class FaceTracker:
                 return fit_box(gray, boxes[boxes[:, 2].argmax()], self.shakes)
         return None
 
-    def step(self, gray):
-        """Grey frame (H, W) -> landmarks (68, 2) or None, and whether a new shot starts with it."""
+    def step(self, gray, box=None):
+        """Grey frame (H, W) -> landmarks (68, 2) or None, and whether a new shot starts with it. box (4,): where the face to be
+        followed is, if that is known in this frame."""
         cut = self.is_cut(gray)
         if cut:
             self.points, self.last, self.missing = None, None, 0
         if self.points is not None:
             points, patch = fit(gray, face_quad(self.points), self.shakes)
             self.points = points if self.confirmed(patch) else None
+        if box is not None and (self.points is None or not near(self.points, box)):
+            self.points = fit_box(gray, box, self.shakes)
         if self.points is None:
             self.points = self.search(gray)
         self.missing = 0 if self.points is not None else self.missing + 1
@@ -472,14 +478,67 @@ class FaceTracker:
         return self.points, cut
 
 
-def track_face(frames, fps=25.0, shakes=SHAKES):
-    """Grey frames -> points (n, 68, 2) with NaN where no face was found, and cuts (n,) bool: a new shot starts here."""
-    tracker, points, cuts = FaceTracker(fps, shakes), [], []
-    for gray in frames:
-        found, cut = tracker.step(gray)
+def near(points, box):
+    """Whether the middle of points (68, 2) is less than a box away from that of a detector's box (4,)."""
+    return bool(np.linalg.norm(points.mean(0) - box[:2] - box[2:] / 2) < box[2])
+
+
+class Census:
+    """Which faces each shot shows, looked for once a second: faces, a list of {"shot", "boxes": {frame: box (4,)}}."""
+
+    def __init__(self, fps=25.0):
+        self.every, self.lost, self.shot, self.faces = max(1, round(CENSUS * fps)), LOST * fps, 0, []
+
+    def look(self, k, gray, cut):
+        """Frame k of the video (H, W); cut: a new shot starts with it."""
+        self.shot += cut
+        if k % self.every and not cut:
+            return
+        boxes = detect(gray, CENSUS_SHORT)
+        here = [face for face in self.faces if face["shot"] == self.shot and k - max(face["boxes"]) <= self.lost]
+        for box in boxes[np.argsort(-boxes[:, 2])]:
+            last = [face["boxes"][max(face["boxes"])] for face in here]
+            away = [np.linalg.norm((b - box)[:2] + (b - box)[2:] / 2) / box[2] for b in last]
+            if away and min(away) < 1:
+                here.pop(int(np.argmin(away)))["boxes"][k] = box
+            else:
+                self.faces.append({"shot": self.shot, "boxes": {k: box}})
+
+
+def choose_faces(faces, number=1):
+    """Of Census.faces, the face of each shot that is seen longest, the larger one of two, or the number-th: {shot: face}."""
+    chosen = {}
+    for shot in {face["shot"] for face in faces}:
+        ranked = sorted((face for face in faces if face["shot"] == shot),
+                        key=lambda face: (-len(face["boxes"]), -np.mean([box[2] for box in face["boxes"].values()])))
+        if len(ranked) >= number:
+            chosen[shot] = ranked[number - 1]
+    return chosen
+
+
+def track_face(frames, fps=25.0, shakes=SHAKES, chosen=None):
+    """Grey frames -> points (n, 68, 2) with NaN where no face was found, cuts (n,) bool: a new shot starts here, and
+    Census.faces. chosen: of choose_faces(), the faces to follow, no others; None: in each shot the one that is found first."""
+    tracker, census, points, cuts = FaceTracker(fps, shakes), Census(fps), [], []
+    known = {k: box for face in (chosen or {}).values() for k, box in face["boxes"].items()}
+    for k, gray in enumerate(frames):
+        found, cut = tracker.step(gray, known.get(k))
+        if chosen is None:
+            census.look(k, gray, cut)
         points.append(np.full((68, 2), np.nan, np.float32) if found is None else found.astype(np.float32))
         cuts.append(cut)
-    return np.array(points).reshape(-1, 68, 2), np.array(cuts, bool)
+    points, cuts = np.array(points).reshape(-1, 68, 2), np.array(cuts, bool)
+    if chosen is not None:
+        for k, shot in enumerate(np.cumsum(cuts)):
+            if shot not in chosen or not near(points[k], box_at(chosen[shot], k)):
+                points[k] = np.nan
+    return points, cuts, census.faces
+
+
+def box_at(face, k):
+    """The box (4,) of one of Census.faces in frame k, between those that were seen."""
+    seen = np.array(list(face["boxes"]))
+    return np.array([np.interp(k, seen, column) for column in np.array(list(face["boxes"].values())).T])
 
 
 def split_clips(points, cuts, fps=25.0):
@@ -559,27 +618,38 @@ def fixed_quad(quads):
     return square(np.median(quads.mean(1), 0), np.array([np.percentile(side, 95) / 2, 0.0]))
 
 
-def survey(path, align="face", fps=None, crop="follow", shakes=SHAKES):
+def survey(path, align="face", fps=None, crop="follow", shakes=SHAKES, face=1):
     """First pass over one source: where the crops lie.
 
     align: "face", or "none" for the centre square. fps: rate to resample to; None keeps the source's. crop: "follow" the
-    face, or "fixed" within a clip. shakes: of fit().
+    face, or "fixed" within a clip. shakes: of fit(). face: which one in shots of several, 1 the one that is seen longest.
     Returns a dict: fps; resampled (bool); frames, a list of {"index", "clip", "quad" (4, 2), "found"} in time order;
-    and counts for the report: decoded, found, clips, gaps, cuts, shake, raw_shake. Raises InputError without a face.
+    and counts for the report: decoded, found, faces (most at once), clips, gaps, cuts, shake, raw_shake. Raises InputError without a face.
     """
     (total, usual), times, sizes = header(path), [], []
 
-    def grey_frames():
-        for gray in tqdm(prefetch(read_video(path, "gray", times)), desc=f"1/2 {Path(path).name}", unit="frame",
+    def grey_frames(why=""):
+        times.clear()
+        sizes.clear()
+        for gray in tqdm(prefetch(read_video(path, "gray", times)), desc=f"1/2 {Path(path).name}{why}", unit="frame",
                          total=total, mininterval=0.5):
             sizes.append(gray.shape)
             yield gray
 
     if align == "face":
-        points, cuts = track_face(grey_frames(), usual or fps or FOLDER_FPS, shakes)
+        guess = usual or fps or FOLDER_FPS
+        points, cuts, faces = track_face(grey_frames(), guess, shakes)
+        at_once = max(collections.Counter(f["shot"] for f in faces if len(f["boxes"]) > 1).values(), default=1)
+        chosen = choose_faces(faces, face)
+        if face > 1 and not chosen:
+            raise InputError(f"{path}: --face {face}, but no shot has more than {at_once} face{'s' * (at_once > 1)}; give a "
+                             f"smaller number.")
+        followed = [near(points[k], box) for f in chosen.values() for k, box in f["boxes"].items()]
+        if len(chosen) < len(faces) and not (face == 1 and np.mean(followed) > 0.9):            # it was another one
+            points, cuts, _ = track_face(grey_frames(f", face {face}"), guess, shakes, chosen)
         found = np.isfinite(points[:, 0, 0])
     else:
-        tracker = FaceTracker()
+        tracker, at_once = FaceTracker(), 0
         cuts = np.array([tracker.is_cut(gray) for gray in grey_frames()])
         found = np.ones(len(cuts), bool)
     n = len(cuts)
@@ -616,7 +686,7 @@ def survey(path, align="face", fps=None, crop="follow", shakes=SHAKES):
     numbers = {clip: k for k, clip in enumerate(np.unique(clip_of[rows]))}      # resampling can skip a short clip
     frames = [{"index": int(k), "clip": numbers[clip_of[k]], "quad": quads[k], "found": bool(found[k])} for k in rows]
     return {"fps": float(rate), "resampled": not np.array_equal(grid, np.arange(n)), "frames": frames,
-            "decoded": n, "found": int(found.sum()), "clips": len(numbers), "cuts": int(cuts.sum()),
+            "decoded": n, "found": int(found.sum()), "faces": at_once, "clips": len(numbers), "cuts": int(cuts.sum()),
             "gaps": int((np.diff(np.r_[1, found]) == -1).sum()),
             "shake": float(np.mean([shake(quads[a:b]) for a, b in clips])), "raw_shake": float(np.mean(raw_shake))}
 
@@ -787,6 +857,8 @@ def main(args):
         raise InputError(f"--smooth-codes {args.smooth_codes} is no filter for motion; give 0 to 10 seconds.")
     if args.fine_rows is not None and args.fine_rows < 0:
         raise InputError(f"--fine-rows {args.fine_rows} is no style row; give 0 or more.")
+    if args.face < 1:
+        raise InputError(f"--face {args.face} is no face; they are counted from 1, the one that is seen longest.")
     if args.shakes < 1:
         raise InputError(f"--shakes {args.shakes} leaves no box to fit landmarks in; give 1 or more.")
     if args.batch < 1:
@@ -818,7 +890,8 @@ def embed(args, parts, target, sheet_path, model):
     # First pass: one survey per source. All take the first one's frame rate, and every source starts a new clip
     surveys, frames = [], []
     for k, path in enumerate(args.video):
-        s = survey(path, args.align, surveys[0]["fps"] if surveys else args.fps, args.crop, args.shakes)
+        s = survey(path, args.align, surveys[0]["fps"] if surveys else args.fps, args.crop, args.shakes,
+                   args.face)
         if s["resampled"]:
             print(f"embed.py: {path} is resampled to a constant {s['fps']:.3f} frames per second.", file=sys.stderr)
         before = sum(earlier["clips"] for earlier in surveys)
@@ -882,7 +955,8 @@ def embed(args, parts, target, sheet_path, model):
     total = {k: sum(s[k] for s in surveys) for k in ("decoded", "found", "clips", "cuts", "gaps")}
     quality = {k: float(np.mean([s[k] for s in surveys])) for k in ("shake", "raw_shake")}
     meta = {"model": {"name": model.name, "sha256": model.sha256}, "fps": surveys[0]["fps"],
-            "source": [str(path) for path in args.video], "size": model.size, "align": args.align, "crop": args.crop,
+            "source": [str(path) for path in args.video], "size": model.size, "align": args.align, "crop": args.crop, "face": args.face,
+            "faces": max(s["faces"] for s in surveys),
             "smooth_codes": args.smooth_codes, "fine_rows": args.fine_rows,
             "resampled": any(s["resampled"] for s in surveys), **total, **quality, "psnr": mean_psnr,
             "identity": float(np.mean(distances)) if distances else None, "bad": bad,
@@ -892,7 +966,8 @@ def embed(args, parts, target, sheet_path, model):
         sheet = preview(pairs, f"crops over reconstructions, {mean_psnr:.1f} dB")
         write(parts, sheet_path, cv2.imencode(".png", cv2.cvtColor(sheet, cv2.COLOR_RGB2BGR))[1].tobytes())
     finish(parts)
-    face = f"face found in {100 * total['found'] / total['decoded']:.1f} %, {total['gaps']} gaps, " \
+    several = f"{meta['faces']} faces, number {args.face} " if meta["faces"] > 1 else "face "
+    face = f"{several}found in {100 * total['found'] / total['decoded']:.1f} %, {total['gaps']} gaps, " \
            f"crop shake {quality['shake']:.2f} % of its side (unsmoothed {quality['raw_shake']:.2f} %), "
     print(f"embed.py: {T} of {total['decoded']} frames at {surveys[0]['fps']:.3f} fps in {total['clips']} clips, "
           f"{total['cuts']} cuts, {face if args.align == 'face' else ''}reconstruction {mean_psnr:.1f} dB PSNR"
@@ -924,6 +999,8 @@ if __name__ == "__main__":
     reading = parser.add_argument_group("reading")
     reading.add_argument("--align", choices=("face", "none"), default="face",
                          help="crop by the eye corners, or the centre square")
+    reading.add_argument("--face", type=int, default=1, metavar="N", help="in shots with several faces: 1 for the one seen longest, "
+                         "2 for the next, ...")
     reading.add_argument("--crop", choices=("follow", "fixed"), default="follow",
                          help="move with the face, or stay in place for the length of a clip")
     reading.add_argument("--shakes", type=int, default=SHAKES, help="shifted boxes over which landmarks are averaged; 1: none")

@@ -1372,8 +1372,8 @@ def test_the_crop_follows_a_moved_photograph():
                             capture_output=True, text=True, timeout=300)
     assert result.returncode == 0, result.stderr
     for line in result.stdout.splitlines()[2:]:
-        means = [float(cell.split()[-1]) for cell in line.split("/")[:-1]]      # all filters, none, three, one box, fixed
-        assert means[0] < 0.9 and means[0] < means[1] and means[0] < means[5] and means[-1] > 8, line
+        means = [float(cell.split()[-1]) for cell in line.split("/")[:-1]]      # all filters, none, ..., fixed
+        assert means[0] < 0.9 and means[0] < means[1] and means[-1] > 8, line
     assert len(result.stdout.splitlines()) == 4
     assert_refused(subprocess.run([sys.executable, "-m", "pretrain.jitter", "none.jpg"], cwd=ROOT, capture_output=True), "none.jpg")
 
@@ -1416,6 +1416,24 @@ def test_tracker_stays_with_its_face_through_a_gap():
     assert np.all(np.abs(x[-4:] - 384) < 10)                                    # the other head, once the gap is too long
 
 
+def test_of_two_faces_the_one_seen_longest(tmp_path):
+    """The larger head, on the left, leaves after a second of three; the other one stays. --face takes either."""
+    left, right = list(faces.clip(3, 25, 8, 256, voice=1)), list(faces.clip(3, 25, 6, 256, voice=2))
+    frames = []
+    for k, (a, b) in enumerate(zip(left, right)):
+        b = cv2.warpAffine(b, np.array([[0.85, 0, 20], [0, 0.85, 20]]), (256, 256), borderMode=cv2.BORDER_REPLICATE)
+        away = np.array([[1, 0, -12.0 * max(0, k - 25)], [0, 1, 0]])
+        frames.append(np.hstack([cv2.warpAffine(a, away, (256, 256), borderMode=cv2.BORDER_REPLICATE), b]))
+    video = write_video(tmp_path / "two.mp4", frames)
+    found = {face: embed.survey(video, face=face) for face in (1, 2)}
+    x = {face: np.array([row["quad"].mean(0)[0] for row in f["frames"]]) for face, f in found.items()}
+    assert found[1]["faces"] == 2 and len(x[1]) == 75 and np.all(np.abs(x[1] - 256 - 128 * 0.85 - 20) < 20)
+    seen = [row["index"] for row in found[2]["frames"]]
+    assert 26 <= len(seen) <= 40 and seen == list(range(len(seen))) and np.all(np.abs(x[2][:26] - 128) < 20) and x[2].max() < 150
+    with pytest.raises(InputError, match="--face 3, but no shot has more than 2 faces"):
+        embed.survey(video, face=3)
+
+
 def test_align_photo_crops_as_the_drawing_does(tmp_path):
     p = faces.actor(8)
     cv2.imwrite(str(tmp_path / "photo.png"), faces.draw_scene(p, 512)[..., ::-1])
@@ -1442,9 +1460,9 @@ def test_embed_options_are_checked_before_any_work(tmp_path):
     (tmp_path / "folder.npy").mkdir()
     good = dict(video=[str(video)], output=str(tmp_path / "x.npy"), preview=None, model="faces128", encoder=None, device="cpu",
                 batch=4, align="none", fps=None, crop="follow", shakes=4, video_out=None,
-                smooth_codes=0.0, fine_rows=None)
+                smooth_codes=0.0, fine_rows=None, face=1)
     for change, words in ((dict(output="x.txt"), "x.txt does not end in .npy"), (dict(preview="x.jpg"), "x.jpg"),
-                          (dict(fps=0), "--fps 0"), (dict(batch=0), "--batch 0"), (dict(shakes=0), "--shakes 0"),
+                          (dict(fps=0), "--fps 0"), (dict(batch=0), "--batch 0"), (dict(shakes=0), "--shakes 0"), (dict(face=0), "--face 0"),
                           (dict(smooth_codes=-1), "--smooth-codes -1"), (dict(fine_rows=-1), "--fine-rows -1"),
                           (dict(video_out="x.gif"), "x.gif"), (dict(video_out=str(tmp_path / "no" / "x.mp4")), "no/x.mp4"),
                            (dict(device="abacus"), "abacus"),

@@ -1,6 +1,6 @@
 """Train the motion generator of StyleVideoGAN on the W+ codes of one actor: a recurrent WGAN-GP + angle penalty.
 
-    python train.py latents.npy                             # 350 epochs, but at least 2,000 steps; writes motion.pt
+    python train.py latents.npy                             # 350 epochs, but at least 2,400 steps; writes motion.pt
     python train.py latents.npy --steps 2000 -o motion.pt   # length in generator steps instead
     python train.py latents.npy --resume --steps 3000       # go on from motion.state.pt, exactly as if never stopped
     python train.py monday.npy tuesday.npy                  # several videos of one actor, embedded with one image model
@@ -52,7 +52,7 @@ from models import SLOPE, InputError, MotionCritic, MotionGenerator, RunningNorm
 NOISE = 32          # width of i, of each s_k and l_k (sec. 3)
 COMPONENTS = 32     # directions of the PCA (sec. 3, offset trick)
 EPOCHS = 350        # passes over the windows (sec. 3) ...
-STEPS = 2000        # ... but no fewer generator steps; ours: 350 epochs of a minute's video are only 1,400
+STEPS = 2400        # ... but no fewer generator steps; ours: 350 epochs of a minute's video are only 1,400
 SHORT = 2048        # sampled windows per report, as many as the paper's FVD takes (suppl. 2.2)
 LONG = 128, 400     # long samples per report and their frames (suppl. 2.2: 128 samples, 400 frames for ACD)
 PER_LONG = 16       # windows cut from each long sample: 128 x 16 = 2048 again
