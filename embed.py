@@ -338,8 +338,8 @@ def face_quad(points):
 def fit(gray, quad, shakes=SHAKES):
     """Landmarks (68, 2) of the face in the middle of a quad of a grey picture (H, W), and the patch they are fitted in.
 
-    The predictor runs on boxes shifted by a little, `shakes` of them, and its answers are averaged. What it sees is the patch: upright,
-    of one size, and so fine that dlib's rounding to whole pixels does not matter.
+    The predictor runs on boxes shifted by a little, `shakes` of them, and its answers are averaged. What it sees is the
+    patch: upright, of one size, and so fine that dlib's rounding to whole pixels does not matter.
     """
     patch, edge, points = warp(gray, quad, PATCH), (PATCH - BOX) // 2, []
     for k in range(shakes):
@@ -624,7 +624,8 @@ def survey(path, align="face", fps=None, crop="follow", shakes=SHAKES, face=1):
     align: "face", or "none" for the centre square. fps: rate to resample to; None keeps the source's. crop: "follow" the
     face, or "fixed" within a clip. shakes: of fit(). face: which one in shots of several, 1 the one that is seen longest.
     Returns a dict: fps; resampled (bool); frames, a list of {"index", "clip", "quad" (4, 2), "found"} in time order;
-    and counts for the report: decoded, found, faces (most at once), clips, gaps, cuts, shake, raw_shake. Raises InputError without a face.
+    and counts for the report: decoded, found, faces (most at once), clips, gaps, cuts, shake, raw_shake. Raises InputError
+    without a face.
     """
     (total, usual), times, sizes = header(path), [], []
 
@@ -867,7 +868,8 @@ def main(args):
     videos = [Path(args.video_out)] if args.video_out else []
     for path in videos:
         if path.suffix.lower() not in FORMATS or not path.parent.is_dir():
-            raise InputError(f"{path} cannot be written; name a video ({', '.join(FORMATS)}) in a folder that exists, with --video.")
+            raise InputError(f"{path} cannot be written; name a video ({', '.join(FORMATS)}) in a folder that exists, with "
+                             f"--video.")
     for path in map(Path, args.video):
         if not path.exists():
             raise InputError(f"{path} does not exist; give a video or a folder of pictures.")
@@ -955,10 +957,9 @@ def embed(args, parts, target, sheet_path, model):
     total = {k: sum(s[k] for s in surveys) for k in ("decoded", "found", "clips", "cuts", "gaps")}
     quality = {k: float(np.mean([s[k] for s in surveys])) for k in ("shake", "raw_shake")}
     meta = {"model": {"name": model.name, "sha256": model.sha256}, "fps": surveys[0]["fps"],
-            "source": [str(path) for path in args.video], "size": model.size, "align": args.align, "crop": args.crop, "face": args.face,
-            "faces": max(s["faces"] for s in surveys),
-            "smooth_codes": args.smooth_codes, "fine_rows": args.fine_rows,
-            "resampled": any(s["resampled"] for s in surveys), **total, **quality, "psnr": mean_psnr,
+            "source": [str(path) for path in args.video], "size": model.size, "align": args.align,
+            "crop": args.crop, "face": args.face, "faces": max(s["faces"] for s in surveys), "smooth_codes": args.smooth_codes,
+            "fine_rows": args.fine_rows, "resampled": any(s["resampled"] for s in surveys), **total, **quality, "psnr": mean_psnr,
             "identity": float(np.mean(distances)) if distances else None, "bad": bad,
             "frames": [{**f, "quad": np.round(f["quad"], 2).tolist()} for f in frames]}
     write(parts, target.with_suffix(".json"), json.dumps(meta).encode())
@@ -999,8 +1000,8 @@ if __name__ == "__main__":
     reading = parser.add_argument_group("reading")
     reading.add_argument("--align", choices=("face", "none"), default="face",
                          help="crop by the eye corners, or the centre square")
-    reading.add_argument("--face", type=int, default=1, metavar="N", help="in shots with several faces: 1 for the one seen longest, "
-                         "2 for the next, ...")
+    reading.add_argument("--face", type=int, default=1, metavar="N", help="in shots with several faces: 1 for the "
+                         "one seen longest, 2 for the next, ...")
     reading.add_argument("--crop", choices=("follow", "fixed"), default="follow",
                          help="move with the face, or stay in place for the length of a clip")
     reading.add_argument("--shakes", type=int, default=SHAKES, help="shifted boxes over which landmarks are averaged; 1: none")

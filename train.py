@@ -975,7 +975,8 @@ def choose_device(name):
 
 # --recipe paper: what the paper states (suppl. 2.1; sec. 3), and plain Adam where it states nothing
 PAPER = {"epochs": EPOCHS, "lr": 0.005, "lr_recurrence": 1.0, "lr_critic": 0.005, "lr_half_life": math.inf,
-         "betas": [0.9, 0.999], "horizon": 0, "lambda_gap": 100.0, "instance_noise": 0.0, "offset_noise": [0.0], "matmul": "highest"}
+         "betas": [0.9, 0.999], "horizon": 0, "lambda_gap": 100.0, "instance_noise": 0.0, "offset_noise": [0.0],
+         "matmul": "highest"}
 # Options that --resume takes from the state, because the training depends on them; of these, the learning rates may change
 FIXED = ("recipe", "window", "horizon", "batch", "betas", "critic_steps", "instance_noise", "offset_noise", "offset_from",
          "lambda_gp", "lambda_gap", "ema", "start", "width", "seed", "matmul")
