@@ -709,12 +709,12 @@ def crops(path, frames, size):
     """Second pass over one source: yield the crop (size, size, 3) uint8 RGB of every entry of survey's `frames`."""
     wanted, of_clip = collections.deque(frames), collections.defaultdict(list)
     for frame in frames:
-        of_clip[frame["clip"]].append(frame["quad"])
+        of_clip[frame.get("clip")].append(frame["quad"])
     m = {clip: oversampling(np.array(quads), size) for clip, quads in of_clip.items()}
     for index, image in enumerate(read_video(path)):
         while wanted and wanted[0]["index"] == index:
             frame = wanted.popleft()
-            yield warp(image, frame["quad"], size, m[frame["clip"]])
+            yield warp(image, frame["quad"], size, m[frame.get("clip")])
         if not wanted:
             return
     if wanted:
