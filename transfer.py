@@ -88,13 +88,15 @@ def read_codes(file, name, shape, dtype, K):
 def read_frame(file, name, shape, dtype, t):
     """Frame t of every trajectory, float32 (N, L, D), from a file that stands behind its header, and stays there."""
     N, T, L, D = shape
-    start = file.tell()
-    frames = []
+    start, frame, frames = file.tell(), L * D * dtype.itemsize, []
     for n in range(N):
-        file.seek(start + (n * T + t) * L * D * dtype.itemsize)
-        frames.append(next(read_codes(file, name, (1, 1, L, D), dtype, 1))[0, 0])
+        file.seek(start + (n * T + t) * frame)
+        data = file.read(frame)
+        if len(data) < frame:
+            raise InputError(f"{name} is cut short: frame {t} of trajectory {n} of its {N} x {T} is missing; make it again.")
+        frames.append(np.frombuffer(data, dtype).reshape(L, D).astype(np.float32))
     file.seek(start)
-    return torch.stack(frames)
+    return torch.from_numpy(np.stack(frames))
 
 
 def read_sidecar(path):
