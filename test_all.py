@@ -1908,7 +1908,7 @@ def test_killed_training_goes_on_to_the_same_end(codes, tmp_path):
     Three times; KILLS=20 in the environment makes it twenty.
     """
     kills = int(os.environ.get("KILLS", 3))
-    options = ["--steps", 20 * kills, "--report-every", 7, "--save-every", 2, *SMALL]
+    options = ["--steps", 20 * kills, "--report-every", max(7, kills), "--save-every", 2, *SMALL]
     assert run("train.py", codes, "-o", tmp_path / "whole.pt", *options).returncode == 0
     rng, done = random.Random(kills), 0
     command = [sys.executable, str(ROOT / "train.py"), str(codes), "-o", str(tmp_path / "m.pt"), *map(str, options)]
