@@ -57,7 +57,7 @@ CUT = 0.2             # ours: mean change of the 32 x 32 thumbnails, each less i
 #                       heads, 0.08 at a flash; 0.79 at a cut between drawn heads framed alike, 0.47 and 0.25 at 15 and 5 % of
 #                       their brightness
 CUT_RATIO = 4.0       # ours: it is one when this many times the median of the last CUT_MEMORY changes
-CUT_MEMORY = 10
+CUT_MEMORY = 10       # ours: less than half a second
 SHORT_SIDES = (256, 512, 1024)  # ours: the picture is searched at these sizes in turn; dlib finds faces from 80 px
 SEARCH_EVERY = 0.32   # ours: while no face is in sight, the larger sizes are searched this many seconds apart
 CENSUS, CENSUS_SHORT = 1.0, 512  # ours: seconds between looks at all faces of the picture, and its short side then
@@ -79,6 +79,7 @@ RATES = (24000 / 1001, 24, 25, 30000 / 1001, 30, 48, 50, 60000 / 1001, 60, 120) 
 #                       these that is within 2 % of it (ours), if any: phones round their time stamps
 # The rest
 PICTURES = {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff"}
+TRANSPARENT = {".png", ".webp", ".tif", ".tiff"}  # those that can be
 FOLDER_FPS = 25.0     # of a folder of pictures; ours: the paper's footage is 25 fps
 SHEET = 12            # pictures on the preview sheet; ours
 RENDERED = 120        # frames, evenly spaced, whose reconstruction is measured; ours: it costs as much as encoding
@@ -118,13 +119,14 @@ def read_picture(path):
     image = cv2.imdecode(data, cv2.IMREAD_COLOR) if data.size else None
     if image is None:
         raise InputError(f"{path} is not a readable picture; remove or replace it.")
-    full = cv2.imdecode(data, cv2.IMREAD_UNCHANGED)  # IMREAD_COLOR leaves opacity out, IMREAD_UNCHANGED the orientation
-    if full is not None and full.ndim == 3 and full.shape[2] == 4 and full.shape[:2] == image.shape[:2]:
-        image = over_grey(full if full.dtype == np.uint8 else (full / 257).round().astype(np.uint8))
+    if Path(path).suffix.lower() in TRANSPARENT:
+        full = cv2.imdecode(data, cv2.IMREAD_UNCHANGED)     # IMREAD_COLOR leaves opacity out, IMREAD_UNCHANGED the orientation
+        if full is not None and full.ndim == 3 and full.shape[2] == 4 and full.shape[:2] == image.shape[:2]:
+            image = over_grey(full if full.dtype == np.uint8 else (full / 257).round().astype(np.uint8))
     return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
 
 
-def read_frame(frame, pixels, width):
+def to_pixels(frame, pixels, width):
     """Decoded frame -> (H, width[, 3]) uint8. 2 is "not said" of H.264's table of colour spaces."""
     said = {"src_colorspace": "ITU709"} if frame.colorspace == 2 and frame.height >= HD else {}
     if any(part.is_alpha for part in frame.format.components):
@@ -158,7 +160,7 @@ def read_video(path, pixels="rgb24", times=None):
             stream.thread_type, promised = "AUTO", stream.frames               # 0 where the header does not say
             for frame in container.decode(stream):
                 aspect = float(stream.sample_aspect_ratio or 1)                 # width over height of a pixel
-                image = read_frame(frame, pixels, round(frame.width * aspect))
+                image = to_pixels(frame, pixels, round(frame.width * aspect))
                 # display matrix: phones store sideways frames. Whole quarter turns, counter-clockwise
                 image = np.ascontiguousarray(np.rot90(image, round(frame.rotation / 90)))
                 if times is not None:
@@ -508,9 +510,9 @@ class Census:
         if k % self.every and not cut:
             return
         boxes = detect(gray, CENSUS_SHORT)
-        here = [face for face in self.faces if face["shot"] == self.shot and k - max(face["boxes"]) <= self.lost]
+        here = [face for face in self.faces if face["shot"] == self.shot and k - next(reversed(face["boxes"])) <= self.lost]
         for box in boxes[np.argsort(-boxes[:, 2])]:
-            last = [face["boxes"][max(face["boxes"])] for face in here]
+            last = [face["boxes"][next(reversed(face["boxes"]))] for face in here]
             away = [np.linalg.norm((b - box)[:2] + (b - box)[2:] / 2) / box[2] for b in last]
             if away and min(away) < 1:
                 here.pop(int(np.argmin(away)))["boxes"][k] = box
@@ -542,16 +544,18 @@ def track_face(frames, fps=25.0, shakes=SHAKES, chosen=None):
         cuts.append(cut)
     points, cuts = np.array(points).reshape(-1, 68, 2), np.array(cuts, bool)
     if chosen is not None:
-        for k, shot in enumerate(np.cumsum(cuts)):
-            if shot not in chosen or not near(points[k], box_at(chosen[shot], k)):
-                points[k] = np.nan
+        shots = np.cumsum(cuts)
+        for shot in np.unique(shots):
+            part = np.flatnonzero(shots == shot)
+            boxes = boxes_at(chosen[shot], part) if shot in chosen else [None] * len(part)
+            points[[k for k, box in zip(part, boxes) if box is None or not near(points[k], box)]] = np.nan
     return points, cuts, census.faces
 
 
-def box_at(face, k):
-    """The box (4,) of one of Census.faces in frame k, between those that were seen."""
-    seen = np.array(list(face["boxes"]))
-    return np.array([np.interp(k, seen, column) for column in np.array(list(face["boxes"].values())).T])
+def boxes_at(face, frames):
+    """Boxes (n, 4) of one of Census.faces in the frames (n,), between those that were seen."""
+    seen, boxes = list(face["boxes"]), np.array(list(face["boxes"].values()))
+    return np.stack([np.interp(frames, seen, column) for column in boxes.T], 1)
 
 
 def split_clips(points, cuts, fps=25.0):
@@ -722,14 +726,19 @@ def crops(path, frames, size):
                          f"run embed.py again.")
 
 
+def photo_quad(points):
+    """Points (68, 2) of one picture -> its crop quad (4, 2)."""
+    E, e = eyes(points)
+    return crop_quad(E, math.atan2(e[1], e[0]), np.linalg.norm(e))
+
+
 def align_photo(path, size):
     """The same crop for one photograph: picture file -> (size, size, 3) uint8 RGB. Raises InputError without a face."""
     image = read_picture(path)
     points = landmarks(image)
     if points is None:
         raise InputError(f"{path}: no face found; give a picture with a face seen from the front.")
-    E, e = eyes(points)
-    return warp(image, crop_quad(E, math.atan2(e[1], e[0]), np.linalg.norm(e)), size)
+    return warp(image, photo_quad(points), size)
 
 
 # ------------------------------------------------------------------------------------------------------------------

@@ -11,7 +11,6 @@ assets/astronaut.jpg is NASA's portrait of Eileen Collins, in the public domain,
 """
 
 import argparse
-import math
 import sys
 import tempfile
 from pathlib import Path
@@ -26,6 +25,7 @@ import embed
 from models import InputError
 from transfer import VideoWriter
 
+# All numbers below are ours
 SIZE = 512              # of the frames
 CROP = 256              # px in which errors are told
 ALL = embed.POSITION_SIGMA, embed.ROTATION_SIGMA, embed.SCALE_SIGMA
@@ -53,13 +53,13 @@ def movement(kind, t):
 MOVEMENTS = "still", "slow", "talk", "lean"
 
 
-def moved(photo, kind, n, fps, noise, rng):
+def moved(photo, points, kind, n, fps, noise, rng):
     """Yields n frames (SIZE, SIZE, 3) uint8 of a photo that moves, each with its affine map (2, 3) from the photo's pixels.
 
-    The face is moved about its eyes, which lie in the upper middle of the frame.
+    points: its landmarks (68, 2). The face is moved about its eyes, which lie in the upper middle of the frame.
     """
-    E, e = embed.eyes(embed.landmarks(photo))
-    size = SIZE / 10 / np.linalg.norm(e)                        # ours: eyes a tenth of the frame apart, as in a head and shoulders
+    E, e = embed.eyes(points)
+    size = SIZE / 10 / np.linalg.norm(e)                        # eyes a tenth of the frame apart, as in a head and shoulders
     for degrees, scale, shift in zip(*movement(kind, np.arange(n) / fps)):
         M = cv2.getRotationMatrix2D(tuple(E), degrees, scale * size)
         M[:, 2] += np.array([SIZE / 2, 0.42 * SIZE]) - E + shift
@@ -74,18 +74,13 @@ def errors(quads, photo_quad, maps):
     return np.linalg.norm(quads - truth, axis=2).mean(1) / side * CROP
 
 
-def measure(photo, kind, n, fps, noise, crf):
-    """{way: (errors (n,), shake in %)} of one movement."""
-    points = embed.landmarks(photo)
-    if points is None:
-        raise InputError("no face found in the photo; give a picture with a face seen from the front.")
-    E, e = embed.eyes(points)
-    photo_quad = embed.crop_quad(E, math.atan2(e[1], e[0]), np.linalg.norm(e))
-    maps, rng, quads = [], np.random.RandomState(0), {}
+def measure(photo, points, kind, n, fps, noise, crf):
+    """{way: errors (n,)} of one movement of a photo (H, W, 3) with its landmarks (68, 2)."""
+    maps, rng, quads, photo_quad = [], np.random.RandomState(0), {}, embed.photo_quad(points)
     with tempfile.TemporaryDirectory() as folder:
         video = Path(folder) / "moved.mp4"
         with VideoWriter(video, fps, crf) as writer:
-            for frame, M in moved(photo, kind, n, fps, noise, rng):
+            for frame, M in moved(photo, points, kind, n, fps, noise, rng):
                 writer.write(frame)
                 maps.append(M)
         tracks = {shakes: embed.track_face(embed.read_video(video, "gray"), fps, shakes)[0] for shakes in (embed.SHAKES, 1)}
@@ -98,11 +93,14 @@ def measure(photo, kind, n, fps, noise, crf):
         quads[name] = embed.smooth_quads(tracks[embed.SHAKES][part], fps, sigmas)
     quads["one box"] = embed.smooth_quads(tracks[1][part], fps)
     quads["fixed"] = np.repeat(embed.fixed_quad(quads["all filters"])[None], len(maps), 0)
-    return {name: (errors(q, photo_quad, maps), embed.shake(q)) for name, q in quads.items()}
+    return {name: errors(q, photo_quad, maps) for name, q in quads.items()}
 
 
 def main(args):
     photo = embed.read_picture(args.photo)
+    points = embed.landmarks(photo)
+    if points is None:
+        raise InputError(f"{args.photo}: no face found; give a picture with a face seen from the front.")
     if args.seconds * args.fps < 3:
         raise InputError(f"--seconds {args.seconds} at --fps {args.fps} are too few frames; give 1 second or more.")
     ways = [*WAYS, "one box", "fixed"]
@@ -110,9 +108,9 @@ def main(args):
     print(f"{'movement':10s}{'noise':>6s}{'crf':>5s}" + "".join(f"{way:>16s}" for way in ways))
     kinds = [args.movement] if args.movement else MOVEMENTS
     for kind in tqdm(kinds, unit="movement"):
-        for noise, crf in ((4, 23), (10, 30)):                  # ours: a good camera, and a poor one
-            found = measure(photo, kind, round(args.seconds * args.fps), args.fps, noise, crf)
-            print(f"{kind:10s}{noise:6d}{crf:5d}" + "".join(f"{e.mean():9.2f} /{np.percentile(e, 95):5.2f}" for e, _ in
+        for noise, crf in ((4, 23), (10, 30)):                  # a good camera, and a poor one
+            found = measure(photo, points, kind, round(args.seconds * args.fps), args.fps, noise, crf)
+            print(f"{kind:10s}{noise:6d}{crf:5d}" + "".join(f"{e.mean():9.2f} /{np.percentile(e, 95):5.2f}" for e in
                                                             (found[way] for way in ways)), flush=True)
 
 
