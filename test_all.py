@@ -40,7 +40,8 @@ import sample
 import train
 import transfer
 from models import InputError
-from pretrain import faces, image_model
+from pretrain import cases, faces, image_model
+from pretrain import codes as pretrain_codes
 
 ROOT = Path(__file__).resolve().parent
 
@@ -1376,6 +1377,112 @@ def test_the_crop_follows_a_moved_photograph():
         assert means[0] < 0.9 and means[0] < means[1] and means[-1] > 8, line
     assert len(result.stdout.splitlines()) == 4
     assert_refused(subprocess.run([sys.executable, "-m", "pretrain.jitter", "none.jpg"], cwd=ROOT, capture_output=True), "none.jpg")
+
+
+def test_cases_know_what_is_right():
+    """Of every case of pretrain/cases.py: a survey that finds what is there passes, a wrong one does not."""
+    rng, n, S, fps = np.random.RandomState(0), 80, 64, Fraction(25)
+    A, B = rng.randint(0, 256, (2, n, S, S, 3), np.uint8)
+    Qa, Qb = (embed.square(rng.uniform(25, 38, (n, 2)), np.array([24.0, 0])) for _ in range(2))
+    clips = {}
+    for wanted in cases.cases(A, Qa, B, Qb, fps):
+        right = clips[wanted["name"]] = cases.expected_clips(wanted)
+        rows = [{"index": k, "clip": c, "quad": wanted["quads"][k]} for c, (a, b) in enumerate(right) for k in range(a, b + 1)]
+        if "pts" in wanted["writing"]:                          # every missing frame is shown by the one before
+            times = wanted["writing"]["pts"]
+            rows = [rows[np.searchsorted(times, t, side="right") - 1] for t in range(times[-1] + 1)]
+        found = {"fps": float(wanted["fps"]), "frames": rows, "decoded": len(wanted["frames"]), "found": wanted["seen"].sum(),
+                 "cuts": len(wanted["cuts"])}
+        line, same, error, ok = cases.judge(wanted, found)
+        assert ok and line == same and error == 0, (wanted["name"], line, same)
+        side = np.linalg.norm(wanted["quads"][0, 3] - wanted["quads"][0, 0])
+        moved = [{**row, "quad": row["quad"] + (0, 7 * side / 256)} for row in rows]
+        assert cases.judge(wanted, {**found, "frames": moved})[2] == pytest.approx(7)
+        split = [{**row, "clip": row["clip"] + (k > len(rows) // 3)} for k, row in enumerate(rows)]
+        for wrong in ({"frames": moved}, {"frames": split}, {"fps": found["fps"] * 1.01}, {"found": found["found"] - n // 3},
+                      {"frames": rows[wanted["slack"] + 1:]}):
+            assert not cases.judge(wanted, {**found, **wrong})[-1], (wanted["name"], wrong.keys())
+    assert clips["hard cuts"] == [(0, 19), (20, 39), (40, 59), (60, 79)] and clips["hard cuts, 60 fps"][1] == (40, 79)
+    assert clips["2 s with the face covered"] == clips["2 s of an empty picture"] == [(0, 14), (65, 79)]
+    assert all(clips[name] == [(0, 79)] for name in ("one frame of flash light", "one black frame", "0.2 s with the face covered"))
+    assert len(clips) == 33
+
+
+def test_cases_move_the_crop_with_the_picture():
+    """A square of light is the crop: it is where the quad says, whatever was done to the picture."""
+    frames = np.zeros((2, 64, 96, 3), np.uint8)
+    frames[:, 16:32, 24:48] = 255
+    quads = np.array([[[23.5, 15.5], [23.5, 31.5], [47.5, 31.5], [47.5, 15.5]]] * 2)            # its edges
+
+    def bounds(frame):
+        y, x = np.nonzero(frame[..., 0] > 200)
+        return [[x.min() - 0.5, y.min() - 0.5], [x.max() + 0.5, y.max() + 0.5]]
+
+    for out, moved in (cases.placed(frames, quads, 48, 32), cases.placed(frames, quads, 192, 128, 7, 5, (200, 140)),
+                       cases.shifted(frames, quads, [10.0, -20.0])):
+        for frame, quad in zip(out, moved):
+            assert np.abs(np.array(bounds(frame)) - quad[[0, 2]]).max() < 1.01
+    assert out.shape == frames.shape and cases.dark(frames, 0.1, 0).max() == 26
+
+
+def test_cases_of_drawn_heads(tmp_path):
+    """The command line, on the clips' own H.264: flags, two faces, cuts."""
+    clips = [write_video(tmp_path / f"{who}.mp4", faces.clip(3.2, 25, who, 192, voice)) for who, voice in ((8, 1), (6, 2))]
+
+    def table(words):
+        result = subprocess.run([sys.executable, "-m", "pretrain.cases", *map(str, clips), "--seconds", "3.2", "--only", words, "--keep",
+                                 str(tmp_path / "kept")], cwd=ROOT, capture_output=True, text=True, timeout=300)
+        return result, result.stdout.splitlines()
+
+    result, lines = table("rotation flag")
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert len(lines) == 7 and lines[-1] == "5 of 5 right" and all(line.endswith("  right") for line in lines[1:-1])
+    for degrees, line in zip((90, 180, 270), lines[3:6]):
+        assert line.split("  ")[0] == f"rotation flag {degrees}" and "as expected" in line and float(line.split()[-2]) < 2
+        with av.open(str(tmp_path / "kept" / f"rotation_flag_{degrees}.mp4")) as container:
+            frame = next(container.decode(video=0))
+            assert (frame.width, frame.height) == ((144, 192) if degrees == 180 else (192, 144)) and frame.rotation % 360 == degrees
+    result, lines = table("two faces side by side")
+    assert result.returncode == 0 and "80 codes, 0 cuts, 0-79" in lines[3] and len(lines) == 6
+    (tmp_path / "kept" / "other.mp4").write_bytes(b"")
+    clips[1] = write_video(tmp_path / "slow.mp4", list(embed.read_video(clips[1])), 24)
+    assert_refused(subprocess.run([sys.executable, "-m", "pretrain.cases", *map(str, clips)], cwd=ROOT, capture_output=True), "24 ",
+                   "one frame rate")
+
+
+def test_smoothness_and_lag_of_known_codes():
+    t = np.arange(4000)
+    noise = np.random.RandomState(0).standard_normal((4000, 4, 16))
+    assert pretrain_codes.roughness(noise) == pytest.approx(3, rel=0.02)
+    wave = np.sin(2 * np.pi * 0.05 * t)[:, None, None] * np.ones((4000, 2, 3))
+    assert pretrain_codes.roughness(wave) == pytest.approx((2 * np.sin(np.pi * 0.05)) ** 2, rel=1e-3)
+    assert pretrain_codes.roughness(np.arange(30.0)[:, None, None] * np.ones((30, 2, 3))) == pytest.approx(0)
+    slow = np.convolve(noise[:, 0, 0], np.hanning(9), "same")
+    for late in (-2, 0, 3):
+        assert pretrain_codes.lag([np.roll(slow, late)], [slow]) == pytest.approx(late, abs=0.05)
+    middle = [(x[1:] + x[:-1]) / 2 for x in (slow, slow[::-1])]                 # half a frame early
+    assert pretrain_codes.lag(middle, [slow[:-1], slow[::-1][:-1]]) == pytest.approx(-0.5, abs=0.05)
+    # motion that is in the codes is read from them, and none that is not
+    motion = np.stack([slow, np.roll(slow, 700)], 1)
+    codes = (motion @ np.random.RandomState(1).standard_normal((2, 64))).reshape(-1, 4, 16) + 0.1 * noise
+    read = pretrain_codes.read(codes[:2000], motion[:2000], codes[2000:])
+    assert np.abs(read - motion[2000:]).mean() < 0.1 * np.abs(motion).mean()
+    none = pretrain_codes.read(noise[:2000], motion[:2000], noise[2000:, ::-1])
+    assert np.abs(none).mean() < 0.3 * np.abs(motion).mean()
+
+
+def test_motion_of_drawn_heads_is_in_their_codes():
+    result = subprocess.run([sys.executable, "-m", "pretrain.codes", "--seeds", "8", "--voices", "2", "--seconds", "3", "--size", "192"],
+                            cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert result.returncode == 0, result.stderr
+    rows = {line.split()[0]: [float(x) for x in line.split()[1:]] for line in result.stdout.splitlines()[3:]
+            if line and line.split()[0] in (*pretrain_codes.PARAMETERS, "mean", "actor") and "lag" not in line}
+    drawn, true_eyes, embedded, smoothed = rows["actor"][1:]
+    assert 0.3 < drawn < embedded < 2 and smoothed < 0.6 * embedded
+    for name in ("yaw", "jaw"):
+        in_drawn, _, in_embedded, in_smoothed, control, correlation, late = rows[name]
+        assert min(in_drawn, in_embedded, in_smoothed) > 0.7 > 0.3 > control and correlation > 0.9 and abs(late) < 0.3, (name, rows[name])
+    assert_refused(subprocess.run([sys.executable, "-m", "pretrain.codes", "--voices", "1"], cwd=ROOT, capture_output=True), "--voices 1")
 
 
 def test_a_fixed_crop_stays_within_its_clip(tmp_path):
