@@ -17,6 +17,7 @@ import collections
 import contextlib
 import functools
 import importlib.util
+import itertools
 import json
 import math
 import os
@@ -69,9 +70,9 @@ ALIKE = 0.9           # ... correlates by less than this with that of the frame 
 PATCH, BOX = 480, 288  # ours: landmarks are fitted in a patch of 480 px with the face box in its middle 288 px
 BOX_RMS = 2.88        # dlib detector's box side over the root mean square spread of the 68 points; ours, measured
 BOX_SHIFT = (-0.03, -0.12)  # its centre against the points' mean, same unit; ours, measured on real and drawn heads
-# Landmarks are averaged over shifted boxes, as in StyleInV (suppl. D). Ours: how many, and how far in px of the patch. On two
-# clips of real footage the noise of the eye line's angle falls from 0.31 and 0.43 degrees to 0.26 and 0.27
-SHAKES, SHAKE = 4, 17
+# Landmarks are averaged over shifted boxes, as in StyleInV (suppl. D). Ours: where, in px of the patch from its middle, and how
+# many per frame. Two of the four places per frame, in turn, follow a moved photograph as well as all four (README)
+PLACES, SHAKES = ((12, 12), (-12, 12), (-12, -12), (12, -12)), 2
 # Reading
 BACKGROUND = 128      # ours: grey behind transparent pixels; what their colours hide is arbitrary
 HD = 720              # ours: lines from which a video that does not say so is BT.709, as players take it; below, BT.601
@@ -339,16 +340,14 @@ def face_quad(points):
     return square(C, BOX_RMS * rms / 2 * PATCH / BOX * d)
 
 
-def fit(gray, quad, shakes=SHAKES):
+def fit(gray, quad, places=PLACES):
     """Landmarks (68, 2) of the face in the middle of a quad of a grey picture (H, W), and the patch they are fitted in.
 
-    The predictor runs on boxes shifted by a little, `shakes` of them, and its answers are averaged. What it sees is the
+    The predictor runs on boxes shifted by a little, one for each of places, and its answers are averaged. What it sees is the
     patch: upright, of one size, and so fine that dlib's rounding to whole pixels does not matter.
     """
     patch, edge, points = warp(gray, quad, PATCH), (PATCH - BOX) // 2, []
-    for k in range(shakes):
-        angle = 2 * math.pi * (k + 0.5) / shakes
-        x, y = (round(SHAKE * f(angle)) if shakes > 1 else 0 for f in (math.cos, math.sin))
+    for x, y in places:
         box = dlib.rectangle(edge + x, edge + y, edge + BOX + x, edge + BOX + y)
         points.append([(p.x, p.y) for p in predictor()(patch, box).parts()])
     share = (np.mean(points, 0) + 0.5) / PATCH                                  # (68, 2) in [0, 1] of the quad
@@ -367,12 +366,12 @@ def detect(gray, short):
     return np.array(boxes, float).reshape(-1, 4) / scale
 
 
-def fit_box(gray, box, shakes=SHAKES):
+def fit_box(gray, box):
     """Landmarks (68, 2) of the face in a detector's box. Fitted anew until they no longer depend on the box."""
     C, half = box[:2] + box[2:] / 2, box[2:].mean() / 2
-    points, _ = fit(gray, square(C, np.array([half * PATCH / BOX, 0.0])), shakes)
+    points, _ = fit(gray, square(C, np.array([half * PATCH / BOX, 0.0])))
     for _ in range(2):
-        points, _ = fit(gray, face_quad(points), shakes)
+        points, _ = fit(gray, face_quad(points))
     return points
 
 
@@ -424,12 +423,13 @@ class FaceTracker:
 
     A new track starts at the largest face. A running track is fitted from the last landmarks and confirmed every CONFIRM frames,
     or when what is seen changes at once, by dlib's detector on a 160 px cut-out around the face, so the picture as a whole
-    is searched only while no face is tracked. For GAP seconds after a loss only a face near the lost one is taken. A cut ends the track. fps: frames
-    per second. shakes: of fit().
+    is searched only while no face is tracked. For GAP seconds after a loss only a face near the lost one is taken. A cut ends the
+    track. fps: frames per second. shakes: boxes per frame over which landmarks are averaged, 1 (in the middle), 2 or 4.
     """
 
     def __init__(self, fps=25.0, shakes=SHAKES):
-        self.shakes = shakes
+        ways = {1: [((0, 0),)], 2: [PLACES[::2], PLACES[1::2]], 4: [PLACES]}
+        self.places = itertools.cycle(ways[shakes])  # opposite places, so that the box as a whole stays where it is
         self.gap, self.search_every = round(GAP * fps), max(1, round(SEARCH_EVERY * fps))       # frames
         self.thumb, self.changes = None, collections.deque(maxlen=CUT_MEMORY)  # of the last frame; changes between frames
         self.points, self.last = None, None          # of the last frame if it had a face; of the last face, for a while
@@ -469,7 +469,7 @@ class FaceTracker:
                 boxes = boxes[np.linalg.norm(boxes[:, :2] + boxes[:, 2:] / 2 - self.last.mean(0), axis=1) < boxes[:, 2]]
             if len(boxes):
                 self.short = short
-                return fit_box(gray, boxes[boxes[:, 2].argmax()], self.shakes)
+                return fit_box(gray, boxes[boxes[:, 2].argmax()])
         return None
 
     def step(self, gray, box=None):
@@ -481,10 +481,10 @@ class FaceTracker:
         if self.points is None:
             self.seen = None
         else:
-            points, patch = fit(gray, face_quad(self.points), self.shakes)
+            points, patch = fit(gray, face_quad(self.points), next(self.places))
             self.points = points if self.confirmed(patch) else None
         if box is not None and (self.points is None or not near(self.points, box)):
-            self.points = fit_box(gray, box, self.shakes)
+            self.points = fit_box(gray, box)
         if self.points is None:
             self.points = self.search(gray)
         self.missing = 0 if self.points is not None else self.missing + 1
@@ -639,7 +639,7 @@ def survey(path, align="face", fps=None, crop="follow", shakes=SHAKES, face=1):
     """First pass over one source: where the crops lie.
 
     align: "face", or "none" for the centre square. fps: rate to resample to; None keeps the source's. crop: "follow" the
-    face, or "fixed" within a clip. shakes: of fit(). face: which one in shots of several, 1 the one that is seen longest.
+    face, or "fixed" within a clip. shakes: of FaceTracker. face: which one in shots of several, 1 the one that is seen longest.
     Returns a dict: fps; resampled (bool); frames, a list of {"index", "clip", "quad" (4, 2), "found"} in time order;
     and counts for the report: decoded, found, faces (most at once), clips, gaps, cuts, shake, raw_shake. Raises InputError
     without a face.
@@ -882,8 +882,6 @@ def main(args):
         raise InputError(f"--fine-rows {args.fine_rows} is no style row; give 0 or more.")
     if args.face < 1:
         raise InputError(f"--face {args.face} is no face; they are counted from 1, the one that is seen longest.")
-    if args.shakes < 1:
-        raise InputError(f"--shakes {args.shakes} leaves no box to fit landmarks in; give 1 or more.")
     if args.batch < 1:
         raise InputError(f"--batch {args.batch} is no batch size; give 1 or more.")
     targets = [target, target.with_suffix(".json")] + ([sheet_path] if sheet_path else [])
@@ -1026,7 +1024,8 @@ if __name__ == "__main__":
                          "one seen longest, 2 for the next, ...")
     reading.add_argument("--crop", choices=("follow", "fixed"), default="follow",
                          help="move with the face, or stay in place for the length of a clip")
-    reading.add_argument("--shakes", type=int, default=SHAKES, help="shifted boxes over which landmarks are averaged; 1: none")
+    reading.add_argument("--shakes", type=int, choices=(1, 2, 4), default=SHAKES,
+                         help="shifted boxes per frame over which landmarks are averaged; 1: one, in the middle")
     reading.add_argument("--fps", type=float, help="resample videos to this rate, read a folder of pictures at it; "
                          "without this option the first source's own, 25 for pictures")
     try:
