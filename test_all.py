@@ -1360,12 +1360,13 @@ def test_a_fast_pan_is_one_cut_at_most():
     assert sum(tracker.is_cut(wide[:, k:k + 256]) for k in x) <= 1
 
 
-def test_landmarks_are_found_in_the_dark():
-    """At 8 % of the brightness, with a camera's noise."""
+@pytest.mark.parametrize("light, haze", ((0.08, 0), (0.15, 100)))
+def test_landmarks_are_found_in_the_dark_and_in_fog(light, haze):
+    """With a camera's noise."""
     rng, frame = np.random.RandomState(0), cv2.cvtColor(next(faces.clip(1, 25, 8, 256)), cv2.COLOR_RGB2GRAY)
     points = embed.landmarks(frame)
     quad = embed.face_quad(points)
-    dark = np.clip(0.08 * frame + rng.standard_normal(frame.shape), 0, 255).round().astype(np.uint8)
+    dark = np.clip(light * frame + haze + rng.standard_normal(frame.shape), 0, 255).round().astype(np.uint8)
     away = np.linalg.norm(embed.fit(dark, quad)[0] - embed.fit(frame, quad)[0], axis=1)
     assert away.mean() < 0.05 * np.linalg.norm(embed.eyes(points)[1]), away.mean()
 
