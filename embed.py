@@ -6,6 +6,8 @@
     python embed.py interview.mp4 --face 2                        # not the face that is seen longest, but the next one
     python embed.py hands.mp4 --model hands.pt --align none       # footage without faces: centre square
     python embed.py video.mp4 --video compare.mp4                 # crops beside their reconstructions
+    python embed.py video.mp4 --resume                            # goes on after Ctrl-C or kill
+    torchrun --nproc-per-node 4 embed.py *.mp4                    # the work shared by four processes (GPUs, or CPU cores)
 
 Two passes over the video, frame by frame. The first finds the eye corners, which are then smoothed over time; the
 second crops and encodes. Shapes: T frames, L style rows, D style width; frames (H, W, 3) uint8 RGB; points (68, 2)
@@ -13,17 +15,25 @@ float, x right and y down in pixels, pixel centres at whole numbers. "Left" and 
 """
 
 import argparse
+import array
 import collections
 import contextlib
+import datetime
 import functools
 import importlib.util
+import io
+import itertools
 import json
 import math
 import os
 import queue
 import re
+import signal
 import sys
+import tempfile
 import threading
+import time
+import zipfile
 from pathlib import Path
 
 import av
@@ -31,6 +41,7 @@ import cv2
 import dlib
 import numpy as np
 import torch
+import torch.distributed as dist
 from tqdm import tqdm
 
 from models import InputError, load_image_model
@@ -58,6 +69,7 @@ CUT = 0.2             # ours: mean change of the 32 x 32 thumbnails, each less i
 #                       their brightness
 CUT_RATIO = 4.0       # ours: it is one when this many times the median of the last CUT_MEMORY changes
 CUT_MEMORY = 10       # ours: less than half a second
+CUT_AGAIN = 2.0       # ours: and this many times the last one, lest a fast pan be a row of cuts
 SHORT_SIDES = (256, 512, 1024)  # ours: the picture is searched at these sizes in turn; dlib finds faces from 80 px
 SEARCH_EVERY = 0.32   # ours: while no face is in sight, the larger sizes are searched this many seconds apart
 CENSUS, CENSUS_SHORT = 1.0, 512  # ours: seconds between looks at all faces of the picture, and its short side then
@@ -67,13 +79,17 @@ KEEP_SCORE = -0.5     # ours: a face already tracked may score less than dlib's 
 CONFIRM = 5           # ours: frames after which the detector confirms a tracked face, and at once when the patch around it ...
 ALIKE = 0.9           # ... correlates by less than this with that of the frame before. Measured: 0.93 at least while a head talks
 PATCH, BOX = 480, 288  # ours: landmarks are fitted in a patch of 480 px with the face box in its middle 288 px
+PALE, CONTRAST = 64, 150  # ours: a patch with less than PALE grey levels between its 5th and 95th percentile is stretched to
+#                       CONTRAST, as dlib compares pixels with fixed thresholds. At 10 % of daylight the crop was off by 44 and 57 px
+#                       of 256 in two clips, and by 1 px stretched; in fog (0.15 of the contrast) by 16 and 43, and by 0.9 and 0.6
 BOX_RMS = 2.88        # dlib detector's box side over the root mean square spread of the 68 points; ours, measured
 BOX_SHIFT = (-0.03, -0.12)  # its centre against the points' mean, same unit; ours, measured on real and drawn heads
-# Landmarks are averaged over shifted boxes, as in StyleInV (suppl. D). Ours: how many, and how far in px of the patch. On two
-# clips of real footage the noise of the eye line's angle falls from 0.31 and 0.43 degrees to 0.26 and 0.27
-SHAKES, SHAKE = 4, 17
+# Landmarks are averaged over shifted boxes, as in StyleInV (suppl. D). Ours: where, in px of the patch from its middle, and how
+# many per frame. Two of the four places per frame, in turn, follow a moved photograph as well as all four (README)
+PLACES, SHAKES = ((12, 12), (-12, 12), (-12, -12), (12, -12)), 2
 # Reading
 BACKGROUND = 128      # ours: grey behind transparent pixels; what their colours hide is arbitrary
+HDR = {16: "PQ", 18: "HLG"}  # H.264's table of transfer characteristics
 HD = 720              # ours: lines from which a video that does not say so is BT.709, as players take it; below, BT.601
 RATES = (24000 / 1001, 24, 25, 30000 / 1001, 30, 48, 50, 60000 / 1001, 60, 120)  # a variable rate is resampled to the one of
 #                       these that is within 2 % of it (ours), if any: phones round their time stamps
@@ -86,6 +102,16 @@ RENDERED = 120        # frames, evenly spaced, whose reconstruction is measured;
 BAD = 3.0             # ours: a frame encodes badly whose PSNR is this many times the usual deviation below the median ...
 BAD_DB = 2.0          # ... and at least this many dB, lest an even clip has bad frames
 NAMED = 10            # bad frames that are named on the terminal; all are in the json
+SAVE_EVERY = 60.0     # seconds between saves of what --resume needs; ours
+TIMED = 150           # frames of the benchmark; ours
+# Options that --resume must be given again, as what is done depends on them
+KEPT = "align", "batch", "crop", "encoder", "face", "fine_rows", "fps", "shakes", "smooth_codes", "video_out"
+
+
+# What is known of every code, 105 bytes each: number of its source, frame of that, clip; crop quad in px of the source; whether a
+# face was found; PSNR in dB and identity distance of the reconstruction; trembling(), in % of the crop's side. NaN: not measured
+FRAME = np.dtype([("source", "i4"), ("index", "i8"), ("clip", "i4"), ("quad", "f8", (4, 2)), ("found", "?"), ("psnr", "f8"),
+                  ("identity", "f8"), ("shake", "f8")])
 
 
 # ------------------------------------------------------------------------------------------------------------------
@@ -158,6 +184,9 @@ def read_video(path, pixels="rgb24", times=None):
                 raise InputError(f"{path} {why}; give a video or a folder of pictures.")
             stream = container.streams.video[0]
             stream.thread_type, promised = "AUTO", stream.frames               # 0 where the header does not say
+            if pixels == "gray" and stream.codec_context.color_trc in HDR:      # told once, in the first pass
+                print(f"\nwarning: {path} is HDR video ({HDR[stream.codec_context.color_trc]}) and will look pale; convert it to "
+                      f"ordinary brightness first (ffmpeg's zscale and tonemap filters).", file=sys.stderr)
             for frame in container.decode(stream):
                 aspect = float(stream.sample_aspect_ratio or 1)                 # width over height of a pixel
                 image = to_pixels(frame, pixels, round(frame.width * aspect))
@@ -339,16 +368,18 @@ def face_quad(points):
     return square(C, BOX_RMS * rms / 2 * PATCH / BOX * d)
 
 
-def fit(gray, quad, shakes=SHAKES):
+def fit(gray, quad, places=PLACES):
     """Landmarks (68, 2) of the face in the middle of a quad of a grey picture (H, W), and the patch they are fitted in.
 
-    The predictor runs on boxes shifted by a little, `shakes` of them, and its answers are averaged. What it sees is the
+    The predictor runs on boxes shifted by a little, one for each of places, and its answers are averaged. What it sees is the
     patch: upright, of one size, and so fine that dlib's rounding to whole pixels does not matter.
     """
     patch, edge, points = warp(gray, quad, PATCH), (PATCH - BOX) // 2, []
-    for k in range(shakes):
-        angle = 2 * math.pi * (k + 0.5) / shakes
-        x, y = (round(SHAKE * f(angle)) if shakes > 1 else 0 for f in (math.cos, math.sin))
+    low, high = np.percentile(patch[::4, ::4], (5, 95))
+    if high - low < PALE:
+        gain = CONTRAST / max(high - low, 4)                                    # 4: noise is no face
+        patch = np.clip((patch - low) * gain + min(20, low * gain), 0, 255).astype(np.uint8)
+    for x, y in places:
         box = dlib.rectangle(edge + x, edge + y, edge + BOX + x, edge + BOX + y)
         points.append([(p.x, p.y) for p in predictor()(patch, box).parts()])
     share = (np.mean(points, 0) + 0.5) / PATCH                                  # (68, 2) in [0, 1] of the quad
@@ -367,12 +398,12 @@ def detect(gray, short):
     return np.array(boxes, float).reshape(-1, 4) / scale
 
 
-def fit_box(gray, box, shakes=SHAKES):
+def fit_box(gray, box):
     """Landmarks (68, 2) of the face in a detector's box. Fitted anew until they no longer depend on the box."""
     C, half = box[:2] + box[2:] / 2, box[2:].mean() / 2
-    points, _ = fit(gray, square(C, np.array([half * PATCH / BOX, 0.0])), shakes)
+    points, _ = fit(gray, square(C, np.array([half * PATCH / BOX, 0.0])))
     for _ in range(2):
-        points, _ = fit(gray, face_quad(points), shakes)
+        points, _ = fit(gray, face_quad(points))
     return points
 
 
@@ -424,28 +455,39 @@ class FaceTracker:
 
     A new track starts at the largest face. A running track is fitted from the last landmarks and confirmed every CONFIRM frames,
     or when what is seen changes at once, by dlib's detector on a 160 px cut-out around the face, so the picture as a whole
-    is searched only while no face is tracked. For GAP seconds after a loss only a face near the lost one is taken. A cut ends the track. fps: frames
-    per second. shakes: of fit().
+    is searched only while no face is tracked. For GAP seconds after a loss only a face near the lost one is taken. A cut ends the
+    track. fps: frames per second. shakes: boxes per frame over which landmarks are averaged, 1 (in the middle), 2 or 4.
     """
 
     def __init__(self, fps=25.0, shakes=SHAKES):
-        self.shakes = shakes
+        ways = {1: [((0, 0),)], 2: [PLACES[::2], PLACES[1::2]], 4: [PLACES]}
+        self.places = itertools.cycle(ways[shakes])  # opposite places, so that the box as a whole stays where it is
         self.gap, self.search_every = round(GAP * fps), max(1, round(SEARCH_EVERY * fps))       # frames
         self.thumb, self.changes = None, collections.deque(maxlen=CUT_MEMORY)  # of the last frame; changes between frames
+        self.frame, self.left, self.undone = 0, [], 0  # [(what was seen before a cut, its frame)] of the last cuts; see is_cut()
         self.points, self.last = None, None          # of the last frame if it had a face; of the last face, for a while
         self.short, self.missing = SHORT_SIDES[0], 0
         self.seen, self.unconfirmed = None, 0        # the last frame's patch, small; frames since the detector saw the face
 
     def is_cut(self, gray):
+        """Whether the next frame (H, W) begins a new shot. If not, self.undone says how many frames ago what seemed a cut was
+        none, as all that was seen before is seen again: a flash, or something that passed before the camera."""
         thumb = cv2.resize(gray, (32, 32), interpolation=cv2.INTER_AREA).astype(np.float32) / 255
         thumb = (thumb - thumb.mean()) / (thumb.std() + 0.01)                   # 0.01: a black picture's noise is no picture
-        before, self.thumb = self.thumb, thumb
+        before, self.thumb, self.undone, self.frame = self.thumb, thumb, 0, self.frame + 1
         if before is None:
             return False
         change = float(np.abs(thumb - before).mean())
-        cut = change > CUT and (not self.changes or change > CUT_RATIO * np.median(self.changes))
-        if not cut:
-            self.changes.append(change)
+        usual = max(CUT_RATIO * np.median(self.changes), CUT_AGAIN * self.changes[-1]) if self.changes else 0
+        self.changes.append(change)
+        self.left = [(look, k) for look, k in self.left if self.frame - k <= self.gap]
+        for n, (look, k) in enumerate(self.left):
+            if np.abs(thumb - look).mean() < CUT:
+                self.undone, self.left = self.frame - k, self.left[:n]
+                return False
+        cut = change > max(CUT, usual)
+        if cut:
+            self.left.append((before, self.frame))
         return cut
 
     def confirmed(self, patch):
@@ -469,22 +511,22 @@ class FaceTracker:
                 boxes = boxes[np.linalg.norm(boxes[:, :2] + boxes[:, 2:] / 2 - self.last.mean(0), axis=1) < boxes[:, 2]]
             if len(boxes):
                 self.short = short
-                return fit_box(gray, boxes[boxes[:, 2].argmax()], self.shakes)
+                return fit_box(gray, boxes[boxes[:, 2].argmax()])
         return None
 
     def step(self, gray, box=None):
-        """Grey frame (H, W) -> landmarks (68, 2) or None, and whether a new shot starts with it. box (4,): where the face to be
-        followed is, if that is known in this frame."""
+        """Grey frame (H, W) -> landmarks (68, 2) or None, and whether a new shot starts with it; for self.undone see is_cut().
+        box (4,): where the face to be followed is, if that is known in this frame."""
         cut = self.is_cut(gray)
         if cut:
             self.points, self.last, self.missing = None, None, 0
         if self.points is None:
             self.seen = None
         else:
-            points, patch = fit(gray, face_quad(self.points), self.shakes)
+            points, patch = fit(gray, face_quad(self.points), next(self.places))
             self.points = points if self.confirmed(patch) else None
         if box is not None and (self.points is None or not near(self.points, box)):
-            self.points = fit_box(gray, box, self.shakes)
+            self.points = fit_box(gray, box)
         if self.points is None:
             self.points = self.search(gray)
         self.missing = 0 if self.points is not None else self.missing + 1
@@ -503,6 +545,11 @@ class Census:
 
     def __init__(self, fps=25.0):
         self.every, self.lost, self.shot, self.faces = max(1, round(CENSUS * fps)), LOST * fps, 0, []
+
+    def back(self, shots):
+        """The last shots are none."""
+        self.shot -= shots
+        self.faces = [face for face in self.faces if face["shot"] <= self.shot]
 
     def look(self, k, gray, cut):
         """Frame k of the video (H, W); cut: a new shot starts with it."""
@@ -534,15 +581,17 @@ def choose_faces(faces, number=1):
 def track_face(frames, fps=25.0, shakes=SHAKES, chosen=None):
     """Grey frames -> points (n, 68, 2) with NaN where no face was found, cuts (n,) bool: a new shot starts here, and
     Census.faces. chosen: of choose_faces(), the faces to follow, no others; None: in each shot the one that is found first."""
-    tracker, census, points, cuts = FaceTracker(fps, shakes), Census(fps), [], []
+    tracker, census, points, cuts = FaceTracker(fps, shakes), Census(fps), array.array("f"), []
     known = {k: box for face in (chosen or {}).values() for k, box in face["boxes"].items()}
     for k, gray in enumerate(frames):
         found, cut = tracker.step(gray, known.get(k))
+        census.back(sum(cuts[len(cuts) - tracker.undone:]))
+        cuts[len(cuts) - tracker.undone:] = [False] * tracker.undone
         if chosen is None:
             census.look(k, gray, cut)
-        points.append(np.full((68, 2), np.nan, np.float32) if found is None else found.astype(np.float32))
+        points.extend([math.nan] * 136 if found is None else found.ravel())
         cuts.append(cut)
-    points, cuts = np.array(points).reshape(-1, 68, 2), np.array(cuts, bool)
+    points, cuts = np.frombuffer(points, np.float32).reshape(-1, 68, 2), np.array(cuts, bool)
     if chosen is not None:
         shots = np.cumsum(cuts)
         for shot in np.unique(shots):
@@ -639,10 +688,9 @@ def survey(path, align="face", fps=None, crop="follow", shakes=SHAKES, face=1):
     """First pass over one source: where the crops lie.
 
     align: "face", or "none" for the centre square. fps: rate to resample to; None keeps the source's. crop: "follow" the
-    face, or "fixed" within a clip. shakes: of fit(). face: which one in shots of several, 1 the one that is seen longest.
-    Returns a dict: fps; resampled (bool); frames, a list of {"index", "clip", "quad" (4, 2), "found"} in time order;
-    and counts for the report: decoded, found, faces (most at once), clips, gaps, cuts, shake, raw_shake. Raises InputError
-    without a face.
+    face, or "fixed" within a clip. shakes: of FaceTracker. face: which one in shots of several, 1 the one that is seen longest.
+    Returns a dict: fps; resampled (bool); frames (T,), FRAME, in time order; and counts for the report: decoded, found, faces
+    (most at once), clips, gaps, cuts, shake, raw_shake. Raises InputError without a face.
     """
     (total, usual), times, sizes = header(path), [], []
 
@@ -667,9 +715,11 @@ def survey(path, align="face", fps=None, crop="follow", shakes=SHAKES, face=1):
             points, cuts, _ = track_face(grey_frames(f", face {face}"), guess, shakes, chosen)
         found = np.isfinite(points[:, 0, 0])
     else:
-        tracker, at_once = FaceTracker(), 0
-        cuts = np.array([tracker.is_cut(gray) for gray in grey_frames()])
-        found = np.ones(len(cuts), bool)
+        tracker, at_once, cuts = FaceTracker(), 0, []
+        for gray in grey_frames():
+            cut = tracker.is_cut(gray)
+            cuts[len(cuts) - tracker.undone:] = [False] * tracker.undone + [cut]
+        cuts, found = np.array(cuts), np.ones(len(cuts), bool)
     n = len(cuts)
 
     # Time
@@ -701,28 +751,30 @@ def survey(path, align="face", fps=None, crop="follow", shakes=SHAKES, face=1):
         clip_of[start:end] = k
 
     rows = grid[clip_of[grid] >= 0]                                             # source frame of every code
-    numbers = {clip: k for k, clip in enumerate(np.unique(clip_of[rows]))}      # resampling can skip a short clip
-    frames = [{"index": int(k), "clip": numbers[clip_of[k]], "quad": quads[k], "found": bool(found[k])} for k in rows]
+    frames = np.zeros(len(rows), FRAME)
+    frames["index"], frames["quad"], frames["found"] = rows, quads[rows], found[rows]
+    kept, frames["clip"] = np.unique(clip_of[rows], return_inverse=True)        # resampling can skip a short clip
+    frames["psnr"] = frames["identity"] = frames["shake"] = np.nan
     return {"fps": float(rate), "resampled": not np.array_equal(grid, np.arange(n)), "frames": frames,
-            "decoded": n, "found": int(found.sum()), "faces": at_once, "clips": len(numbers), "cuts": int(cuts.sum()),
+            "decoded": n, "found": int(found.sum()), "faces": at_once, "clips": len(kept), "cuts": int(cuts.sum()),
             "gaps": int((np.diff(np.r_[1, found]) == -1).sum()),
             "shake": float(np.mean([shake(quads[a:b]) for a, b in clips])), "raw_shake": float(np.mean(raw_shake))}
 
 
 def crops(path, frames, size):
-    """Second pass over one source: yield the crop (size, size, 3) uint8 RGB of every entry of survey's `frames`."""
-    wanted, of_clip = collections.deque(frames), collections.defaultdict(list)
-    for frame in frames:
-        of_clip[frame.get("clip")].append(frame["quad"])
-    m = {clip: oversampling(np.array(quads), size) for clip, quads in of_clip.items()}
-    for index, image in enumerate(read_video(path)):
-        while wanted and wanted[0]["index"] == index:
-            frame = wanted.popleft()
-            yield warp(image, frame["quad"], size, m[frame.get("clip")])
-        if not wanted:
+    """Second pass over one source: yield the crop (size, size, 3) uint8 RGB of every frame of survey's (or of the rows of a
+    latents.json; of these "index", "clip" and "quad" are used)."""
+    indices, clips, quads = ([frame[name] for frame in frames] for name in ("index", "clip", "quad"))
+    clips, quads, k = np.array(clips), np.array(quads), 0
+    m = {clip: oversampling(quads[clips == clip], size) for clip in np.unique(clips)}
+    for index, image in enumerate(read_video(path) if len(indices) else ()):
+        while k < len(indices) and indices[k] == index:
+            yield warp(image, quads[k], size, m[clips[k]])
+            k += 1
+        if k == len(indices):
             return
-    if wanted:
-        raise InputError(f"{path} changed while it was read: {len(wanted)} frames are missing the second time; "
+    if k < len(indices):
+        raise InputError(f"{path} changed while it was read: {len(indices) - k} frames are missing the second time; "
                          f"run embed.py again.")
 
 
@@ -805,35 +857,86 @@ def bad_frames(scores):
     return [frame for frame, value in scores.items() if value < limit]
 
 
-def trembling(frames):
-    """Per frame of survey()'s, how far its crop's centre is from the middle of its neighbours', in % of the side, None at a
-    clip's ends: what shake() is the mean of."""
-    values = [None] * len(frames)
-    for k in range(1, len(frames) - 1):
-        if frames[k - 1]["clip"] == frames[k + 1]["clip"]:
-            quads = np.array([frame["quad"] for frame in frames[k - 1:k + 2]])
-            side = np.linalg.norm(quads[1, 3] - quads[1, 0])
-            values[k] = float(100 * np.linalg.norm(quads[1].mean(0) - (quads[0] + quads[2]).mean(0) / 2) / side)
+def trembling(clips, quads):
+    """Per frame (T,), how far the centre of its crop quad (T, 4, 2) is from the middle of its neighbours', in % of the side, NaN
+    at the ends of its clip: what shake() is the mean of. clips (T,): number of every frame's clip."""
+    values = np.full(len(clips), np.nan)
+    centres, sides = quads.mean(1), np.linalg.norm(quads[:, 3] - quads[:, 0], axis=1)
+    away = np.linalg.norm(centres[1:-1] - (centres[:-2] + centres[2:]) / 2, axis=1)
+    inside = clips[:-2] == clips[2:]
+    values[1:-1][inside] = (100 * away / sides[1:-1])[inside]
     return values
 
 
-def preview(pairs, caption):
-    """[(crop, reconstruction), ...] -> sheet (H, W, 3) uint8 RGB: crops over their reconstructions, caption above."""
-    tile = min(256, len(pairs[0][0]))
-    rows = [np.hstack([cv2.resize(p[k], (tile, tile), interpolation=cv2.INTER_AREA) for p in pairs]) for k in (0, 1)]
+def preview(tiles, caption):
+    """Crops and their reconstructions (n, 2, H, W, 3) -> sheet (24 + 2 H, n W, 3) uint8 RGB: these below those, caption above."""
+    rows = [np.hstack(tiles[:, k]) for k in (0, 1)]
     head = np.full((24, rows[0].shape[1], 3), 255, np.uint8)
     cv2.putText(head, caption, (6, 17), cv2.FONT_HERSHEY_SIMPLEX, 0.45, (0, 0, 0), 1, cv2.LINE_AA)
     return np.vstack([head, *rows])
 
 
-def open_parts(paths):
-    """Open `.NAME.part` beside every path for writing, so that a target that cannot be written is known at once."""
+def compare(model, images, codes, at, frames, sheet, identified, video=None):
+    """Render codes (k, L, D) and compare them with their crops: fills in the rows `at` of frames (T,), FRAME, and of the sheet
+    {row: tiles (2, h, w, 3)}; identified: rows whose face is compared, too. video: shows both side by side."""
+    for row, image, picture in zip(at, images, render(model, codes, pictures_at_once(model)) if len(at) else ()):
+        frames["psnr"][row] = psnr(image, picture)
+        if row in identified:
+            frames["identity"][row] = identity_distance(image, picture)
+        if row in sheet:
+            for tile, side in zip(sheet[row], (image, picture)):
+                tile[:] = cv2.resize(side, tile.shape[1::-1], interpolation=cv2.INTER_AREA)
+        if video is not None:
+            video.write(np.hstack([image, picture]))
+
+
+# ------------------------------------------------------------------------------------------------------------------
+# Several processes (torchrun): they share the sources of the first pass and the frames of the second
+# ------------------------------------------------------------------------------------------------------------------
+
+def processes():
+    """How many there are, and which one this is."""
+    return (dist.get_world_size(), dist.get_rank()) if dist.is_initialized() else (1, 0)
+
+
+@contextlib.contextmanager
+def several_processes(args):
+    """Under torchrun: join the others, each with a GPU of its own where there are any. What they tell each other goes through
+    the CPU, and may be days in coming."""
+    if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ:
+        yield
+        return
+    if args.device == "auto" and torch.cuda.is_available():
+        args.device = f"cuda:{int(os.environ.get('LOCAL_RANK', 0)) % torch.cuda.device_count()}"
+    dist.init_process_group("gloo", timeout=datetime.timedelta(days=7))
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
+
+
+def gathered(value):
+    """The values of all processes, in a list."""
+    values = [value]
+    if dist.is_initialized():
+        values *= dist.get_world_size()
+        dist.all_gather_object(values, value)
+    return values
+
+
+# ------------------------------------------------------------------------------------------------------------------
+# Files
+# ------------------------------------------------------------------------------------------------------------------
+
+def open_parts(paths, kept=None):
+    """Open `.NAME.part` beside every path for writing, so that a target that cannot be written is known at once. That of the path
+    `kept` goes on where it is."""
     parts = {}
     for path in paths:
         try:
             if path.is_dir():
                 raise IsADirectoryError(21, "it is a folder")
-            parts[path] = open(path.with_name(f".{path.name}.part"), "wb")
+            parts[path] = open(path.with_name(f".{path.name}.part"), "r+b" if path == kept else "wb")
         except OSError as error:
             discard(parts)
             raise InputError(f"{path} cannot be written ({error.strerror}); name another file in a folder that exists, "
@@ -849,6 +952,17 @@ def write(parts, path, data):
     except OSError as error:
         raise InputError(f"{path} cannot be written to the end ({error.strerror}); make room, or name another "
                          f"disk with -o.") from None
+
+
+def reserve(parts, path, size):
+    """Make room for `size` bytes now, so that a disk that is too small is known before hours of work (where the system can)."""
+    try:
+        parts[path].truncate(size)
+        if hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(parts[path].fileno(), 0, size)
+    except OSError as error:
+        raise InputError(f"{path} will take {size / 1e6:.0f} MB and cannot be written ({error.strerror}); make room, or name "
+                         f"another disk with -o.") from None
 
 
 def finish(parts):
@@ -867,6 +981,51 @@ def discard(parts):
         Path(file.name).unlink(missing_ok=True)
 
 
+def state_path(target):
+    """Where this process keeps what an interrupted run needs to go on, beside the codes' temporary file."""
+    return target.with_name(f".{target.name}.state{processes()[1]}")
+
+
+def save_state(path, state):
+    """{name: array, or what JSON can hold} -> a complete .npz under this name."""
+    part = path.with_name(f"{path.name}.part")
+    with open(part, "wb") as file:
+        np.savez(file, **{name: value if isinstance(value, np.ndarray) else np.array(json.dumps(value))
+                          for name, value in state.items()})
+    os.replace(part, path)
+
+
+def load_state(path, options):
+    """What save_state() wrote. Raises InputError if there is nothing, or if it is of a run with other options."""
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            state = {name: json.loads(file[name].item()) if file[name].ndim == 0 else file[name] for name in file.files}
+    except FileNotFoundError:
+        raise InputError(f"{path} does not exist: there is no interrupted run to go on with; start without --resume.") from None
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise InputError(f"{path} is damaged ({error}); start again without --resume.") from None
+    for name, value in options.items():
+        if state["options"].get(name) != value:
+            raise InputError(f"{path} is of a run with {name} {state['options'].get(name)}, not {value}; give the same, or start "
+                             f"again without --resume.")
+    return state
+
+
+def frames_json(frames):
+    """Rows of FRAME as JSON text, one after the other, so that an hour of them is never held twice."""
+    for k, frame in enumerate(frames):
+        row = {"source": int(frame["source"]), "index": int(frame["index"]), "clip": int(frame["clip"]),
+               "quad": np.round(frame["quad"], 2).tolist(), "found": bool(frame["found"]),
+               "shake": None if np.isnan(frame["shake"]) else round(float(frame["shake"]), 3)}
+        row.update({name: round(float(frame[name]), digits) for name, digits in (("psnr", 2), ("identity", 4))
+                    if not np.isnan(frame[name])})
+        yield (", " if k else "") + json.dumps(row)
+
+
+# ------------------------------------------------------------------------------------------------------------------
+# Command line
+# ------------------------------------------------------------------------------------------------------------------
+
 def main(args):
     target = Path(args.output)
     if target.suffix != ".npy":
@@ -882,8 +1041,6 @@ def main(args):
         raise InputError(f"--fine-rows {args.fine_rows} is no style row; give 0 or more.")
     if args.face < 1:
         raise InputError(f"--face {args.face} is no face; they are counted from 1, the one that is seen longest.")
-    if args.shakes < 1:
-        raise InputError(f"--shakes {args.shakes} leaves no box to fit landmarks in; give 1 or more.")
     if args.batch < 1:
         raise InputError(f"--batch {args.batch} is no batch size; give 1 or more.")
     targets = [target, target.with_suffix(".json")] + ([sheet_path] if sheet_path else [])
@@ -897,108 +1054,244 @@ def main(args):
             raise InputError(f"{path} does not exist; give a video or a folder of pictures.")
         if path.resolve() in [t.resolve() for t in targets + videos]:
             raise InputError(f"{path} would be overwritten by the output; name another with -o.")
-    parts = open_parts(targets)
+    model = load_image_model(args.model, args.encoder, pick_device(args.device))
+    if model.encoder is None:
+        raise InputError(f"{args.model} has no encoder; name a file that has one with --encoder.")
+    if args.benchmark:
+        return benchmark(args.video[0], args.align, model, args.batch)
+
+    (n, rank), state = processes(), state_path(target)
+    options = {"sources": [[path, Path(path).stat().st_size] for path in args.video], "model": model.sha256, "processes": n,
+               **{name: getattr(args, name) for name in KEPT}}
+    before = load_state(state, options) if args.resume else None
+    gathered(None)                                   # none begins to write before all could read
+    if not args.resume:
+        state.unlink(missing_ok=True)
+    parts = open_parts(targets, target if args.resume else None) if rank == 0 else {}
+    gathered(None)
+    if rank:
+        parts = open_parts([target], target)         # the same file: each process writes its part of it
     try:
-        embed(args, parts, target, sheet_path, load_image_model(args.model, args.encoder, pick_device(args.device)))
+        embed(args, parts, target, sheet_path, model, state, options, before)
+    except KeyboardInterrupt:
+        if not state.exists():
+            raise
+        for path in set(targets) - {target}:
+            discard({path: parts.pop(path)} if path in parts else {})
+        parts.pop(target).close()                    # stays, with the state
+        raise KeyboardInterrupt(f"interrupted; {state} and {target.with_name(f'.{target.name}.part')} keep what is done, go on "
+                                f"with --resume.") from None
+    except InputError:
+        state.unlink(missing_ok=True)
+        raise
     finally:
         discard(parts)                               # nothing half-written stays; what was completed has its own name
 
 
-def embed(args, parts, target, sheet_path, model):
-    """Both passes and the files. parts: the open temporary files by their final paths."""
-    if model.encoder is None:
-        raise InputError(f"{args.model} has no encoder; name a file that has one with --encoder.")
-    hint = "; photographs of people want --model ffhq (the paper's, research only)" if args.model == "faces128" else ""
-    print(f"embed.py: image model {model.name}, {model.size} px, {model.L} x {model.D} codes{hint}.", file=sys.stderr)
+def survey_all(args):
+    """First pass over all sources, which the processes share: [survey(), ...]. All take the first one's frame rate, and every
+    source begins a new clip."""
+    n, rank = processes()
 
-    # First pass: one survey per source. All take the first one's frame rate, and every source starts a new clip
-    surveys, frames = [], []
-    for k, path in enumerate(args.video):
-        s = survey(path, args.align, surveys[0]["fps"] if surveys else args.fps, args.crop, args.shakes,
-                   args.face)
+    def one(k, fps):
+        s = survey(args.video[k], args.align, fps, args.crop, args.shakes, args.face)
+        s["frames"]["source"] = k
         if s["resampled"]:
-            print(f"embed.py: {path} is resampled to a constant {s['fps']:.3f} frames per second.", file=sys.stderr)
-        before = sum(earlier["clips"] for earlier in surveys)
-        frames += [{"source": k, **f, "clip": f["clip"] + before} for f in s["frames"]]
-        surveys.append(s)
-    T = len(frames)
+            print(f"embed.py: {args.video[k]} is resampled to a constant {s['fps']:.3f} frames per second.", file=sys.stderr)
+        return s
+
+    first = gathered(one(0, args.fps) if rank == 0 else None)[0]
+    others = gathered({k: one(k, first["fps"]) for k in range(1, len(args.video)) if k % n == rank})
+    surveys, clips = [first] + [others[k % n][k] for k in range(1, len(args.video))], 0
+    for s in surveys:
+        s["frames"]["clip"] += clips
+        clips += s["clips"]
+    return surveys
+
+
+def embed(args, parts, target, sheet_path, model, state, options, before=None):
+    """Both passes and the files. parts: the open temporary files by their final paths. state: file for what --resume needs, of a
+    run with these options; before: what it held."""
+    n, rank = processes()
+    hint = "; photographs of people want --model ffhq (the paper's, research only)" if args.model == "faces128" else ""
+    if rank == 0:
+        print(f"embed.py: image model {model.name}, {model.size} px, {model.L} x {model.D} codes{hint}.", file=sys.stderr)
+
+    # First pass
+    if before:
+        frames, surveys = before["frames"], before["surveys"]
+    else:
+        surveys = survey_all(args)
+        frames = np.concatenate([s.pop("frames") for s in surveys])             # (T,), FRAME
+    T, fps = len(frames), surveys[0]["fps"]
     if T == 0:
         raise InputError(f"{args.video[0]}: no frame with a face is left at --fps {args.fps}; give a higher rate.")
 
-    # Second pass: crop, encode, write. Some frames are rendered again, for the report and the sheet
-    def all_crops():
-        for path, s in zip(args.video, surveys):
-            yield from crops(path, s["frames"], model.size)
-
-    np.lib.format.write_array_header_1_0(parts[target], {"descr": "<f4", "fortran_order": False,
-                                                         "shape": (T, model.L, model.D)})
+    # Some frames are rendered again, for the report and the sheet; all for --video. Filtered codes differ, so these are rendered
+    # after the filter, in a third pass
     measured = np.linspace(0, T - 1, min(T, RENDERED)).round().astype(int)
-    shown = set(measured[np.linspace(0, len(measured) - 1, min(T, SHEET)).round().astype(int)].tolist())
-    measured = set(measured.tolist())
-    rendered = set(range(T)) if args.video_out else measured
-    identified = measured if args.video_out else shown                          # at 0.2 s each, dlib's network would take longest
-    pairs, scores, smooth = [], {}, None
-    passes = ("encode", "compare") if args.smooth_codes or args.fine_rows is not None else ("encode",)
-    with contextlib.ExitStack() as stack:
-        video = stack.enter_context(VideoWriter(args.video_out, surveys[0]["fps"])) if args.video_out else None
-        for number, name in enumerate(passes):
-            done, bar = 0, tqdm(total=T, desc=f"{number + 2}/{1 + len(passes)} {name}", unit="frame", mininterval=0.5)
-            for batch in in_batches(prefetch(all_crops()), args.batch):
-                if name == "encode":
-                    codes = model.encode(to_network(batch))                     # (B, L, D)
-                    if not torch.isfinite(codes).all():
-                        raise InputError(f"{args.model} gives codes that are not finite; name a sound image model with --model.")
-                    write(parts, target, codes.float().cpu().numpy().astype("<f4").tobytes())
-                else:
-                    codes = torch.from_numpy(np.array(smooth[done:done + len(batch)])).to(model.device)
-                some = [k for k in range(len(batch)) if done + k in rendered] if name == passes[-1] else []
-                for k, picture in zip(some, render(model, codes[some], pictures_at_once(model)) if some else []):
-                    frame = done + k
-                    scores[frame] = frames[frame]["psnr"] = round(psnr(batch[k], picture), 2)
-                    if video is not None:
-                        video.write(np.hstack([batch[k], picture]))
-                    if frame in identified and args.align == "face":
-                        distance = identity_distance(batch[k], picture)
-                        frames[frame]["identity"] = None if distance is None else round(distance, 4)
-                    if frame in shown:
-                        pairs.append((batch[k], picture))
-                done += len(batch)
-                bar.update(len(batch))
-            bar.close()
-            if len(passes) > 1 and name == "encode":
-                smooth = np.memmap(parts[target].name, "<f4", "r+", parts[target].tell() - T * model.L * model.D * 4,
-                                   (T, model.L, model.D))
-                smooth_codes(smooth, [f["clip"] for f in frames], args.smooth_codes * surveys[0]["fps"], args.fine_rows)
-                smooth.flush()
-    smooth = None                                                               # Windows replaces no file that is mapped
-    for frame, value in zip(frames, trembling(frames)):
-        frame["shake"] = None if value is None else round(value, 3)
-    bad, mean_psnr = bad_frames(scores), float(np.mean(list(scores.values())))
-    distances = [frame["identity"] for frame in frames if frame.get("identity") is not None]
+    shown = measured[np.linspace(0, len(measured) - 1, min(T, SHEET)).round().astype(int)]
+    identified = set((measured if args.video_out else shown).tolist() if args.align == "face" else [])  # 0.2 s each
+    tile = min(256, model.size)
+    tiles = before["tiles"] if before else np.zeros((len(shown), 2, tile, tile, 3), np.uint8)
+    sheet = dict(zip(shown.tolist(), tiles))
+    rendered = set(range(T) if args.video_out else measured.tolist())
+    filtered = args.smooth_codes > 0 or args.fine_rows is not None
+    third = filtered or args.video_out
+    passes = 3 if third else 2
 
+    # Second pass: this process's frames, whole batches of them: crop, encode, write
+    head = io.BytesIO()
+    np.lib.format.write_array_header_1_0(head, {"descr": "<f4", "fortran_order": False, "shape": (T, model.L, model.D)})
+    if rank == 0:
+        if not before:
+            reserve(parts, target, head.tell() + 4 * T * model.L * model.D)
+        parts[target].seek(0)
+        write(parts, target, head.getvalue())
+    batches = math.ceil(T / args.batch)
+    start, end = (min(T, args.batch * (batches * r // n)) for r in (rank, rank + 1))
+    done = before["done"] if before else start
+
+    def crops_of(start, end):
+        for k in np.unique(frames["source"][start:end]):
+            yield from crops(args.video[k], frames[start:end][frames["source"][start:end] == k], model.size)
+
+    def save():
+        parts[target].flush()
+        save_state(state, {"frames": frames, "tiles": tiles, "done": done, "surveys": surveys, "options": options})
+
+    def in_place(batch, first):
+        """Which of a batch of crops, of frames from `first` on, are rendered: places in the batch, rows."""
+        some = [k for k in range(len(batch)) if first + k in rendered]
+        return some, [first + k for k in some], [batch[k] for k in some]
+
+    gathered(None)                                   # the header is written, the file has its size
+    save()
+    saved = time.monotonic()
+    parts[target].seek(head.tell() + 4 * done * model.L * model.D)
+    bar = tqdm(total=end - start, initial=done - start, desc=f"2/{passes} encode", unit="frame", mininterval=0.5,
+               disable=rank > 0)
+    try:
+        for batch in in_batches(prefetch(crops_of(done, end)), args.batch):
+            codes = model.encode(to_network(batch))                             # (B, L, D)
+            if not torch.isfinite(codes).all():
+                raise InputError(f"{args.model} gives codes that are not finite; name a sound image model with --model.")
+            write(parts, target, codes.float().cpu().numpy().astype("<f4").tobytes())
+            if not third:
+                some, at, images = in_place(batch, done)
+                compare(model, images, codes[some], at, frames, sheet, identified)
+            done += len(batch)
+            bar.update(len(batch))
+            if time.monotonic() - saved > SAVE_EVERY:
+                save()
+                saved = time.monotonic()
+    finally:
+        bar.close()
+        save()                                       # of a whole number of batches, whatever happened
+    for (a, b), part, its_tiles in gathered(((start, end), frames[start:end], tiles)):
+        frames[a:b] = part
+        tiles |= its_tiles                           # zero where another process's are
+    if rank:
+        parts.pop(target).close()
+        gathered(None)
+        state.unlink()
+        return
+
+    if third:
+        memory = np.memmap(parts[target].name, "<f4", "r+", head.tell(), (T, model.L, model.D))
+        if filtered:
+            state.unlink()                           # twice would be once too often
+            smooth_codes(memory, frames["clip"], args.smooth_codes * fps, args.fine_rows)
+            memory.flush()
+        with contextlib.ExitStack() as stack:
+            video = stack.enter_context(VideoWriter(args.video_out, fps)) if args.video_out else None
+            bar, first = stack.enter_context(tqdm(total=T, desc="3/3 compare", unit="frame", mininterval=0.5)), 0
+            for batch in in_batches(prefetch(crops_of(0, T)), args.batch):
+                some, at, images = in_place(batch, first)
+                compare(model, images, torch.from_numpy(np.array(memory[at])).to(model.device), at, frames, sheet, identified,
+                        video)
+                first += len(batch)
+                bar.update(len(batch))
+        memory = None                                                           # Windows replaces no file that is mapped
+
+    # Report
+    frames["shake"] = trembling(frames["clip"], frames["quad"])
+    scores = {int(k): float(frames["psnr"][k]) for k in np.flatnonzero(np.isfinite(frames["psnr"]))}
+    bad, mean_psnr = bad_frames(scores), float(np.mean(list(scores.values())))
+    distances = frames["identity"][np.isfinite(frames["identity"])]
     total = {k: sum(s[k] for s in surveys) for k in ("decoded", "found", "clips", "cuts", "gaps")}
     quality = {k: float(np.mean([s[k] for s in surveys])) for k in ("shake", "raw_shake")}
-    meta = {"model": {"name": model.name, "sha256": model.sha256}, "fps": surveys[0]["fps"],
+    meta = {"model": {"name": model.name, "sha256": model.sha256}, "fps": fps,
             "source": [str(path) for path in args.video], "size": model.size, "align": args.align,
             "crop": args.crop, "face": args.face, "faces": max(s["faces"] for s in surveys), "smooth_codes": args.smooth_codes,
             "fine_rows": args.fine_rows, "resampled": any(s["resampled"] for s in surveys), **total, **quality, "psnr": mean_psnr,
-            "identity": float(np.mean(distances)) if distances else None, "bad": bad,
-            "frames": [{**f, "quad": np.round(f["quad"], 2).tolist()} for f in frames]}
-    write(parts, target.with_suffix(".json"), json.dumps(meta).encode())
+            "identity": float(distances.mean()) if len(distances) else None, "bad": bad}
+    sidecar = target.with_suffix(".json")
+    write(parts, sidecar, (json.dumps(meta)[:-1] + ', "frames": [').encode())
+    for row in frames_json(frames):
+        write(parts, sidecar, row.encode())
+    write(parts, sidecar, b"]}")
     if sheet_path is not None:
-        sheet = preview(pairs, f"crops over reconstructions, {mean_psnr:.1f} dB")
-        write(parts, sheet_path, cv2.imencode(".png", cv2.cvtColor(sheet, cv2.COLOR_RGB2BGR))[1].tobytes())
+        picture = preview(tiles, f"crops over reconstructions, {mean_psnr:.1f} dB")
+        write(parts, sheet_path, cv2.imencode(".png", cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))[1].tobytes())
     finish(parts)
+    gathered(None)
+    state.unlink(missing_ok=True)
     several = f"{meta['faces']} faces, number {args.face} " if meta["faces"] > 1 else "face "
     face = f"{several}found in {100 * total['found'] / total['decoded']:.1f} %, {total['gaps']} gaps, " \
            f"crop shake {quality['shake']:.2f} % of its side (unsmoothed {quality['raw_shake']:.2f} %), "
-    print(f"embed.py: {T} of {total['decoded']} frames at {surveys[0]['fps']:.3f} fps in {total['clips']} clips, "
+    print(f"embed.py: {T} of {total['decoded']} frames at {fps:.3f} fps in {total['clips']} clips, "
           f"{total['cuts']} cuts, {face if args.align == 'face' else ''}reconstruction {mean_psnr:.1f} dB PSNR"
-          f"{f', identity distance {np.mean(distances):.2f}' if distances else ''}; "
+          f"{f', identity distance {distances.mean():.2f}' if len(distances) else ''}; "
           f"wrote {', '.join(str(path) for path in [*parts, *([args.video_out] if args.video_out else [])])}.", file=sys.stderr)
     if bad:
         named = ", ".join(f"{frame} ({scores[frame]:.1f} dB)" for frame in bad[:NAMED]) + (", ..." if len(bad) > NAMED else "")
         print(f"embed.py: badly encoded, of {len(scores)} frames looked at: {named}.", file=sys.stderr)
+
+
+def benchmark(path, align, model, batch, rounds=3):
+    """Time both passes against the plain way, in turns, on the beginning of a source; a table on standard output.
+
+    Plain: dlib's detector on every whole RGB frame enlarged once, and landmarks in its last box, as the alignment scripts of
+    pSp and e4e do, with this script's crop; then the encoder, one crop at a time.
+    """
+    def plain_track(path):
+        for frame in read_video(path):
+            boxes = detector()(frame, 1)
+            if align == "face" and boxes:
+                points = np.array([(p.x, p.y) for p in predictor()(frame, boxes[-1]).parts()])
+                warp(frame, photo_quad(points), model.size)
+
+    def track(path):
+        for _ in prefetch(crops(path, survey(path, align)["frames"], model.size)):
+            pass
+
+    def plain_encode(path, frames):
+        return np.concatenate([model.encode(to_network([crop])).cpu().numpy() for crop in crops(path, frames, model.size)])
+
+    def encode(path, frames):
+        return np.concatenate([model.encode(to_network(some)).cpu().numpy()
+                               for some in in_batches(prefetch(crops(path, frames, model.size)), batch)])
+
+    with tempfile.TemporaryDirectory() as folder:
+        video = Path(folder) / "beginning.mp4"
+        with VideoWriter(video, header(path)[1] or FOLDER_FPS) as writer:
+            for frame in itertools.islice(read_video(path), TIMED):
+                writer.write(frame)
+        frames = survey(video, align)["frames"]
+        ways = {"track and crop": (lambda: plain_track(video), lambda: track(video)),
+                "crop and encode": (lambda: plain_encode(video, frames), lambda: encode(video, frames))}
+        print(f"{'ms per frame':18s}{'plain':>9s}{'embed.py':>10s}{'ratio':>8s}    {path}, {len(frames)} frames of "
+              f"{' x '.join(map(str, frame.shape[1::-1]))}, {model.name}, medians of {rounds} turns")
+        for name, pair in ways.items():
+            taken = [[], []]
+            for _ in range(rounds):
+                for way, times in zip(pair, taken):
+                    begun = time.perf_counter()
+                    way()
+                    times.append(1000 * (time.perf_counter() - begun) / len(frames))
+            plain, ours = map(np.median, taken)
+            print(f"{name:18s}{plain:9.2f}{ours:10.2f}{plain / ours:8.2f}", flush=True)
 
 
 if __name__ == "__main__":
@@ -1026,12 +1319,19 @@ if __name__ == "__main__":
                          "one seen longest, 2 for the next, ...")
     reading.add_argument("--crop", choices=("follow", "fixed"), default="follow",
                          help="move with the face, or stay in place for the length of a clip")
-    reading.add_argument("--shakes", type=int, default=SHAKES, help="shifted boxes over which landmarks are averaged; 1: none")
+    reading.add_argument("--shakes", type=int, choices=(1, 2, 4), default=SHAKES,
+                         help="shifted boxes per frame over which landmarks are averaged; 1: one, in the middle")
     reading.add_argument("--fps", type=float, help="resample videos to this rate, read a folder of pictures at it; "
                          "without this option the first source's own, 25 for pictures")
+    running = parser.add_argument_group("running")
+    running.add_argument("--resume", action="store_true", help="go on where the same command was interrupted")
+    running.add_argument("--benchmark", action="store_true", help=f"only time the first {TIMED} frames against the plain way")
+    signal.signal(signal.SIGTERM, signal.default_int_handler)                   # a scheduler's kill is as good as Ctrl-C
     try:
-        main(parser.parse_args())
+        arguments = parser.parse_args()
+        with several_processes(arguments):
+            main(arguments)
     except InputError as error:
         parser.exit(2, f"embed.py: {error}\n")
-    except KeyboardInterrupt:
-        parser.exit(130, "embed.py: interrupted; nothing was written.\n")
+    except KeyboardInterrupt as error:
+        parser.exit(130, f"embed.py: {str(error) or 'interrupted; nothing was written.'}\n")

@@ -1045,8 +1045,9 @@ def test_bad_frames_and_trembling():
     assert embed.bad_frames({**unsteady, 10: 20.0}) == [] and embed.bad_frames({**unsteady, 10: 5.0}) == [10]
     centres = np.cumsum(np.random.RandomState(0).standard_normal((40, 2)), 0)
     quads = np.stack([embed.square(C, np.array([50.0, 0])) for C in centres])
-    values = embed.trembling([{"clip": 0, "quad": quad} for quad in quads])
-    assert values[0] is None and values[-1] is None
+    values = embed.trembling(np.repeat([0, 1], 20), quads)
+    assert np.array_equal(np.flatnonzero(np.isnan(values)), [0, 19, 20, 39])
+    values = embed.trembling(np.zeros(40), quads)
     # the middle of the neighbours is half a second difference away, and shake() divides that by sqrt(6)
     assert np.sqrt(np.mean(np.square(values[1:-1]))) * 2 / 6 ** 0.5 == pytest.approx(embed.shake(quads))
 
@@ -1179,7 +1180,7 @@ def test_a_video_cut_short_is_read_as_far_as_it_goes(tmp_path, capfd):
     with pytest.raises(InputError, match="stub.mp4 (is not a video|holds no picture track)"):
         list(embed.read_video(tmp_path / "stub.mp4"))
     with pytest.raises(InputError, match="changed while it was read"):
-        list(embed.crops(tmp_path / "half.mp4", [{"index": 39, "quad": embed.centre_quad(64, 64)}], 32))
+        list(embed.crops(tmp_path / "half.mp4", [{"index": 39, "clip": 0, "quad": embed.centre_quad(64, 64)}], 32))
 
 
 def test_pictures_are_read_in_natural_order_and_turned_by_exif(tmp_path):
@@ -1339,6 +1340,38 @@ def test_cuts_are_seen_in_any_light(light):
     assert np.array_equal(np.flatnonzero([tracker.is_cut(gray) for gray in frames]), [15, 30])
 
 
+def test_a_flash_is_no_cut(tmp_path):
+    """One frame burnt out, then something that passes before the camera; then a real cut, and a flash soon after."""
+    frames = [*faces.clip(0.8, 25, 8, 192), *faces.clip(0.8, 25, 6, 192)]
+    for k in (5, 23):
+        frames[k] = np.clip(frames[k].astype(int) * 2 + 170, 0, 255).astype(np.uint8)
+    for k in range(11, 16):
+        frames[k] = np.full((192, 192, 3), 40 * (k - 10), np.uint8)
+    found = embed.survey(write_video(tmp_path / "v.mp4", frames))
+    assert found["cuts"] == 1 and found["clips"] == 2 and found["faces"] == 1
+    assert np.array_equal(found["frames"]["clip"], [0] * 20 + [1] * 20) and found["gaps"] >= 1
+    found = embed.survey(tmp_path / "v.mp4", "none")
+    assert found["cuts"] == 1 and np.array_equal(np.bincount(found["frames"]["clip"]), [20, 20])
+
+
+def test_a_fast_pan_is_one_cut_at_most():
+    """After a second of rest the camera pans over a picture of noise, half of the thumbnail's detail per frame."""
+    wide = cv2.resize(np.random.RandomState(0).randint(0, 256, (32, 400), np.uint8), (3200, 256), interpolation=cv2.INTER_CUBIC)
+    tracker, x = embed.FaceTracker(), [0] * 25 + [20 * k for k in range(1, 40)]
+    assert sum(tracker.is_cut(wide[:, k:k + 256]) for k in x) <= 1
+
+
+@pytest.mark.parametrize("light, haze", ((0.08, 0), (0.15, 100)))
+def test_landmarks_are_found_in_the_dark_and_in_fog(light, haze):
+    """With a camera's noise."""
+    rng, frame = np.random.RandomState(0), cv2.cvtColor(next(faces.clip(1, 25, 8, 256)), cv2.COLOR_RGB2GRAY)
+    points = embed.landmarks(frame)
+    quad = embed.face_quad(points)
+    dark = np.clip(light * frame + haze + rng.standard_normal(frame.shape), 0, 255).round().astype(np.uint8)
+    away = np.linalg.norm(embed.fit(dark, quad)[0] - embed.fit(frame, quad)[0], axis=1)
+    assert away.mean() < 0.05 * np.linalg.norm(embed.eyes(points)[1]), away.mean()
+
+
 def test_a_clip_is_cropped_with_one_sharpness(tmp_path):
     """A head that comes nearer: the crop's side passes a multiple of the picture's, and the sampling stays the same."""
     rng = np.random.RandomState(0)
@@ -1486,13 +1519,13 @@ def test_motion_of_drawn_heads_is_in_their_codes():
 
 
 def test_a_fixed_crop_stays_within_its_clip(tmp_path):
-    frames = [*faces.clip(0.6, 25, 8, 192), *faces.clip(0.6, 25, 6, 192)]
+    frames = [*faces.clip(0.6, 25, 8, 192), *(np.roll(frame, 12, 1) for frame in faces.clip(0.6, 25, 6, 192))]
     found = embed.survey(write_video(tmp_path / "v.mp4", frames), crop="fixed", shakes=1)
     quads = np.array([frame["quad"] for frame in found["frames"]])
     assert len(quads) == 30 and found["shake"] == 0
     for part in (quads[:15], quads[15:]):
         assert (part == part[0]).all() and np.allclose(part[0, 0, 1], part[0, 3, 1])
-    assert np.abs(quads[0] - quads[-1]).max() > 0.5
+    assert (quads[-1] - quads[0]).mean(0) == pytest.approx([12, 0], abs=1.5)    # the second head is 12 px further right
     follow = np.array([frame["quad"] for frame in embed.survey(tmp_path / "v.mp4")["frames"]])
     assert np.abs(follow - quads).max() < 0.15 * np.linalg.norm(quads[0, 3] - quads[0, 0])
 
@@ -1567,12 +1600,12 @@ def test_embed_options_are_checked_before_any_work(tmp_path):
     (tmp_path / "folder.npy").mkdir()
     good = dict(video=[str(video)], output=str(tmp_path / "x.npy"), preview=None, model="faces128", encoder=None, device="cpu",
                 batch=4, align="none", fps=None, crop="follow", shakes=4, video_out=None,
-                smooth_codes=0.0, fine_rows=None, face=1)
+                smooth_codes=0.0, fine_rows=None, face=1, resume=False, benchmark=False)
     for change, words in ((dict(output="x.txt"), "x.txt does not end in .npy"), (dict(preview="x.jpg"), "x.jpg"),
-                          (dict(fps=0), "--fps 0"), (dict(batch=0), "--batch 0"), (dict(shakes=0), "--shakes 0"), (dict(face=0), "--face 0"),
+                          (dict(fps=0), "--fps 0"), (dict(batch=0), "--batch 0"), (dict(face=0), "--face 0"),
                           (dict(smooth_codes=-1), "--smooth-codes -1"), (dict(fine_rows=-1), "--fine-rows -1"),
                           (dict(video_out="x.gif"), "x.gif"), (dict(video_out=str(tmp_path / "no" / "x.mp4")), "no/x.mp4"),
-                           (dict(device="abacus"), "abacus"),
+                          (dict(device="abacus"), "abacus"), (dict(resume=True), "no interrupted run"),
                           (dict(output=str(tmp_path / "folder.npy")), "folder.npy cannot be written"),
                           (dict(output=str(tmp_path / "nowhere" / "x.npy")), "nowhere"),
                           (dict(video=[str(tmp_path / "x.png")]), "x.png does not exist")):
@@ -1582,6 +1615,63 @@ def test_embed_options_are_checked_before_any_work(tmp_path):
     with pytest.raises(InputError, match="x.png would be overwritten"):
         embed.main(argparse.Namespace(**{**good, "video": [str(tmp_path / "x.png")]}))
     assert sorted(f.name for f in tmp_path.iterdir()) == ["folder.npy", "v.mp4", "x.png"]
+
+
+def embedding(*arguments):
+    return [sys.executable, str(ROOT / "embed.py"), *map(str, arguments)]
+
+
+def test_embed_goes_on_after_an_interruption(tmp_path, clip):
+    """Ctrl-C in the second pass, then --resume: what was done is kept, and the files are those of an undisturbed run."""
+    whole = subprocess.run(embedding(clip, "--batch", 4, "-o", tmp_path / "whole.npy"), capture_output=True, text=True)
+    assert whole.returncode == 0, whole.stderr
+    part, state = tmp_path / ".x.npy.part", tmp_path / ".x.npy.state0"
+    process = subprocess.Popen(embedding(clip, "--batch", 4, "-o", tmp_path / "x.npy"), stderr=subprocess.PIPE, text=True)
+    header, row = os.path.getsize(tmp_path / "whole.npy") - 75 * 12 * 128 * 4, 12 * 128 * 4
+    end = time.time() + 120
+    while time.time() < end and not (state.exists() and np.fromfile(part, np.uint8)[header + 8 * row:].any()):
+        time.sleep(0.02)                                                        # until two batches are written
+    process.send_signal(signal.SIGINT)
+    said = process.communicate()[1]
+    assert process.returncode == 130 and "--resume" in said and not (tmp_path / "x.npy").exists(), said
+    with np.load(state) as kept:
+        done = json.loads(kept["done"].item())
+    assert 8 <= done < 75 and done % 4 == 0
+    # not with other options, which would make other codes; and the refusal loses nothing
+    assert_refused(run("embed.py", clip, "--batch", 5, "-o", tmp_path / "x.npy", "--resume"), "batch 4, not 5")
+    resumed = subprocess.run([*embedding(clip, "--batch", 4, "-o", tmp_path / "x.npy"), "--resume"], capture_output=True, text=True)
+    assert resumed.returncode == 0 and "1/2" not in resumed.stderr, resumed.stderr              # the first pass is not repeated
+    assert (tmp_path / "x.npy").read_bytes() == (tmp_path / "whole.npy").read_bytes()
+    assert (tmp_path / "x.json").read_bytes() == (tmp_path / "whole.json").read_bytes()
+    assert (tmp_path / "x.png").read_bytes() == (tmp_path / "whole.png").read_bytes()
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["whole.json", "whole.npy", "whole.png", "x.json", "x.npy", "x.png"]
+
+
+def test_two_processes_embed_as_one_does(tmp_path, clip):
+    """torchrun: two sources, filtered codes; same files, whatever process did which part."""
+    write_video(tmp_path / "b.mp4", faces.clip(0.6, 25, 6, 192))
+    for name, launcher in (("one", []), ("two", ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"])):
+        python, *command = embedding(clip, tmp_path / "b.mp4", "--smooth-codes", 0.04, "--batch", 4, "-o", tmp_path / f"{name}.npy")
+        result = subprocess.run([python, *launcher, *command], capture_output=True, text=True)
+        assert result.returncode == 0, result.stderr
+    one, two = np.load(tmp_path / "one.npy"), np.load(tmp_path / "two.npy")
+    assert one.shape == (90, 12, 128) and np.abs(one - two).max() < 1e-5        # threads may differ
+    metas = [json.loads((tmp_path / f"{name}.json").read_text()) for name in ("one", "two")]
+    assert [[f["source"], f["clip"], f["quad"]] for f in metas[0]["frames"]] == \
+        [[f["source"], f["clip"], f["quad"]] for f in metas[1]["frames"]]
+    assert metas[0]["psnr"] == pytest.approx(metas[1]["psnr"], abs=0.01) and metas[1]["clips"] == 2
+    assert (cv2.imread(str(tmp_path / "one.png")) == cv2.imread(str(tmp_path / "two.png"))).mean() > 0.99
+    assert not [p.name for p in tmp_path.iterdir() if p.name.startswith(".")]
+
+
+def test_embed_is_timed_against_the_plain_way(clip):
+    result = run("embed.py", clip, "--benchmark")
+    rows = [line.split() for line in result.stdout.decode().splitlines()]
+    assert result.returncode == 0 and "75 frames of" in result.stdout.decode(), result.stderr
+    for row in rows[1:]:
+        plain, ours, ratio = map(float, row[-3:])
+        assert plain > 0 and ours > 0 and ratio == pytest.approx(plain / ours, rel=0.02)
+    assert [" ".join(row[:-3]) for row in rows[1:]] == ["track and crop", "crop and encode"]
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs a device that is full")
