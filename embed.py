@@ -80,8 +80,8 @@ CONFIRM = 5           # ours: frames after which the detector confirms a tracked
 ALIKE = 0.9           # ... correlates by less than this with that of the frame before. Measured: 0.93 at least while a head talks
 PATCH, BOX = 480, 288  # ours: landmarks are fitted in a patch of 480 px with the face box in its middle 288 px
 PALE, CONTRAST = 64, 150  # ours: a patch with less than PALE grey levels between its 5th and 95th percentile is stretched to
-#                       CONTRAST, as dlib compares pixels with fixed thresholds. At 10 % of daylight the crop was off by 44 and 57 px
-#                       of 256 in two clips, and by 1 px stretched; in fog (0.15 of the contrast) by 16 and 43, and by 0.9 and 0.6
+#                       CONTRAST, as dlib compares pixels with fixed thresholds. At 10 % of daylight the crop was off by 44 and
+#                       57 px of 256 in two clips, and by 1 px stretched; in fog (0.15 of the contrast) by 16 and 43, then by 0.9
 BOX_RMS = 2.88        # dlib detector's box side over the root mean square spread of the 68 points; ours, measured
 BOX_SHIFT = (-0.03, -0.12)  # its centre against the points' mean, same unit; ours, measured on real and drawn heads
 # Landmarks are averaged over shifted boxes, as in StyleInV (suppl. D). Ours: where, in px of the patch from its middle, and how
