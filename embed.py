@@ -80,8 +80,8 @@ CONFIRM = 5           # ours: frames after which the detector confirms a tracked
 ALIKE = 0.9           # ... correlates by less than this with that of the frame before. Measured: 0.93 at least while a head talks
 PATCH, BOX = 480, 288  # ours: landmarks are fitted in a patch of 480 px with the face box in its middle 288 px
 PALE, CONTRAST = 64, 150  # ours: a patch with less than PALE grey levels between its 5th and 95th percentile is stretched to
-#                       CONTRAST, as dlib compares pixels with fixed thresholds. At 10 % of daylight the crop was off by 44 and 57 px
-#                       of 256 in two clips, and by 1 px stretched; in fog (0.15 of the contrast) by 16 and 43, and by 0.9 and 0.6
+#                       CONTRAST, as dlib compares pixels with fixed thresholds. At 10 % of daylight the crop was off by 44 and
+#                       57 px of 256 in two clips, and by 1 px stretched; in fog (0.15 of the contrast) by 16 and 43, then by 0.9
 BOX_RMS = 2.88        # dlib detector's box side over the root mean square spread of the 68 points; ours, measured
 BOX_SHIFT = (-0.03, -0.12)  # its centre against the points' mean, same unit; ours, measured on real and drawn heads
 # Landmarks are averaged over shifted boxes, as in StyleInV (suppl. D). Ours: where, in px of the patch from its middle, and how
@@ -1073,17 +1073,11 @@ def main(args):
         parts = open_parts([target], target)         # the same file: each process writes its part of it
     try:
         embed(args, parts, target, sheet_path, model, state, options, before)
-    except KeyboardInterrupt:
+    except (InputError, KeyboardInterrupt) as error:
         if not state.exists():
             raise
-        for path in set(targets) - {target}:
-            discard({path: parts.pop(path)} if path in parts else {})
         parts.pop(target).close()                    # stays, with the state
-        raise KeyboardInterrupt(f"interrupted; {state} and {target.with_name(f'.{target.name}.part')} keep what is done, go on "
-                                f"with --resume.") from None
-    except InputError:
-        state.unlink(missing_ok=True)
-        raise
+        raise type(error)(f"{str(error) or 'interrupted.'} What is done is kept; go on with --resume.") from None
     finally:
         discard(parts)                               # nothing half-written stays; what was completed has its own name
 
@@ -1175,6 +1169,7 @@ def embed(args, parts, target, sheet_path, model, state, options, before=None):
         for batch in in_batches(prefetch(crops_of(done, end)), args.batch):
             codes = model.encode(to_network(batch))                             # (B, L, D)
             if not torch.isfinite(codes).all():
+                state.unlink()                       # nothing to go on with
                 raise InputError(f"{args.model} gives codes that are not finite; name a sound image model with --model.")
             write(parts, target, codes.float().cpu().numpy().astype("<f4").tobytes())
             if not third:
@@ -1187,7 +1182,8 @@ def embed(args, parts, target, sheet_path, model, state, options, before=None):
                 saved = time.monotonic()
     finally:
         bar.close()
-        save()                                       # of a whole number of batches, whatever happened
+        if state.exists():
+            save()                                   # of a whole number of batches, whatever happened
     for (a, b), part, its_tiles in gathered(((start, end), frames[start:end], tiles)):
         frames[a:b] = part
         tiles |= its_tiles                           # zero where another process's are
@@ -1214,7 +1210,14 @@ def embed(args, parts, target, sheet_path, model, state, options, before=None):
                 bar.update(len(batch))
         memory = None                                                           # Windows replaces no file that is mapped
 
-    # Report
+    report(args, parts, target, sheet_path, model, frames, surveys, tiles)
+    gathered(None)
+    state.unlink(missing_ok=True)
+
+
+def report(args, parts, target, sheet_path, model, frames, surveys, tiles):
+    """latents.json and the sheet, all files under their names, and the summary on stderr."""
+    T, fps = len(frames), surveys[0]["fps"]
     frames["shake"] = trembling(frames["clip"], frames["quad"])
     scores = {int(k): float(frames["psnr"][k]) for k in np.flatnonzero(np.isfinite(frames["psnr"]))}
     bad, mean_psnr = bad_frames(scores), float(np.mean(list(scores.values())))
@@ -1235,8 +1238,6 @@ def embed(args, parts, target, sheet_path, model, state, options, before=None):
         picture = preview(tiles, f"crops over reconstructions, {mean_psnr:.1f} dB")
         write(parts, sheet_path, cv2.imencode(".png", cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))[1].tobytes())
     finish(parts)
-    gathered(None)
-    state.unlink(missing_ok=True)
     several = f"{meta['faces']} faces, number {args.face} " if meta["faces"] > 1 else "face "
     face = f"{several}found in {100 * total['found'] / total['decoded']:.1f} %, {total['gaps']} gaps, " \
            f"crop shake {quality['shake']:.2f} % of its side (unsmoothed {quality['raw_shake']:.2f} %), "
