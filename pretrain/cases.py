@@ -55,12 +55,12 @@ def load(path, seconds):
     """A clip of one head -> its survey; of its first seconds the centre squares (n, S, S, 3) and the crops in them (n, 4, 2)."""
     found = embed.survey(path)
     rows = found["frames"][:round(seconds * found["fps"])]
-    if found["resampled"] or [(row["index"], row["clip"]) for row in rows] != [(k, 0) for k in range(len(rows))]:
+    if found["resampled"] or rows["clip"].any() or not np.array_equal(rows["index"], np.arange(len(rows))):
         raise InputError(f"{path}: no face in each of the first {seconds:g} s; give a clip without cuts and gaps there.")
     frames = np.stack([frame for _, frame in zip(rows, embed.read_video(path))])
     H, W = frames.shape[1:3]
     y, x = max(0, H - W) // 2, max(0, W - H) // 2
-    return found, frames[:, y:H - y, x:W - x], np.array([row["quad"] for row in rows]) - (x, y)
+    return found, frames[:, y:H - y, x:W - x], rows["quad"] - (x, y)
 
 
 def mapped(quads, M):
@@ -83,6 +83,12 @@ def shifted(frames, quads, dx):
     M = np.array([[[1, 0, x], [0, 1, 0]] for x in dx], float)
     size = frames.shape[2], frames.shape[1]
     return np.stack([cv2.warpAffine(f, m, size, borderValue=GREY) for f, m in zip(frames, M)]), mapped(quads, M)
+
+
+def smooth(x):
+    """0 up to x = 0, 1 from x = 1 on, and a smooth step between."""
+    x = np.clip(x, 0, 1)
+    return x * x * (3 - 2 * x)
 
 
 def covered(frames, quads, hidden):
@@ -134,7 +140,7 @@ def cases(A, Qa, B, Qb, fps):
     yield case("2 s of an empty picture", np.where(hidden[:, None, None, None], np.uint8(128), A), Qa, fps, seen=~hidden,
                cuts=[start, end])
     ramp = start // 2                                           # frames in which the head leaves, and comes back
-    left = np.clip(np.minimum(t - start, end - t) / ramp + 1, 0, 1)
+    left = smooth(np.minimum(t - start, end - t) / ramp + 1)
     yield case("head leaves the picture for 2 s", *shifted(A, Qa, -S * left), fps, seen=left < 0.25, slack=ramp // 2)
 
     # Several faces
@@ -142,7 +148,7 @@ def cases(A, Qa, B, Qb, fps):
     both[:, :, :S] = A
     yield case("two faces side by side", both, Qa, fps)
     yield case("two faces side by side, --face 2", both, Qs, fps, face=2)
-    left = np.clip((t - n // 3) / ramp, 0, 1)                   # the larger one goes after a third of the time
+    left = smooth((t - n // 3) / ramp)                          # the larger one goes after a third of the time
     both[:, :, :S], quads = shifted(A, Qa, -S * left)
     yield case("two faces, the larger one leaves", both, Qs, fps)
     yield case("two faces, the larger one leaves, --face 2", both, quads, fps, seen=left < 0.25, face=2, slack=ramp // 2)
@@ -187,19 +193,17 @@ def told(fps, share, codes, cuts, clips):
 
 def got(found):
     """What embed.survey() found: as a line, and the first and last frame of every clip."""
-    clips = {}
-    for row in found["frames"]:
-        clips.setdefault(row["clip"], []).append(row["index"])
-    clips = [(indices[0], indices[-1]) for indices in clips.values()]
-    return told(found["fps"], found["found"] / found["decoded"], len(found["frames"]), found["cuts"], clips), clips
+    index, starts = found["frames"]["index"].tolist(), np.flatnonzero(np.diff(found["frames"]["clip"])) + 1
+    clips = [(index[a], index[b - 1]) for a, b in zip([0, *starts], [*starts, len(index)])]
+    return told(found["fps"], found["found"] / found["decoded"], len(index), found["cuts"], clips), clips
 
 
 def judge(wanted, found):
     """A case and what embed.survey() says of its video -> what was expected and what came, as lines, crop error, verdict."""
-    (line, clips), right, index = got(found), expected_clips(wanted), np.array([row["index"] for row in found["frames"]])
-    truth, quads = wanted["quads"][index], np.array([row["quad"] for row in found["frames"]])
-    off = np.linalg.norm(quads - truth, axis=2).mean(1) / np.linalg.norm(truth[:, 3] - truth[:, 0], axis=1) * CROP
-    error = float(off[np.any([(a <= index) & (index <= b) for a, b in right], 0)].mean())
+    (line, clips), right, index = got(found), expected_clips(wanted), found["frames"]["index"]
+    truth = wanted["quads"][index]
+    off = np.linalg.norm(found["frames"]["quad"] - truth, axis=2).mean(1) / np.linalg.norm(truth[:, 3] - truth[:, 0], axis=1)
+    error = CROP * float(off[np.any([(a <= index) & (index <= b) for a, b in right], 0)].mean())
     times, slack, share = wanted["writing"].get("pts"), wanted["slack"], wanted["seen"].mean()
     codes = sum(b - a + 1 for a, b in right) if times is None else int(times[-1]) + 1
     ok = (abs(found["fps"] / float(wanted["fps"]) - 1) < 1e-3 and abs(len(index) - codes) <= 2 * slack
@@ -218,7 +222,8 @@ def main(args):
     (a, A, Qa), (b, B, Qb) = load(args.a, args.seconds), load(args.b, args.seconds)
     if a["fps"] != b["fps"]:
         raise InputError(f"{args.a} has {a['fps']:.4g} fps and {args.b} {b['fps']:.4g}; give two clips of one frame rate.")
-    fps, n, size = Fraction(a["fps"]).limit_denominator(1001), min(len(A), len(B)) // 2 * 2, min(A.shape[1], B.shape[1]) // 16 * 16
+    fps = Fraction(a["fps"]).limit_denominator(1001)
+    n, size = min(len(A), len(B)) // 2 * 2, min(A.shape[1], B.shape[1]) // 16 * 16
     if n < (AWAY + 1) * fps:
         raise InputError(f"{n} frames are too few: {AWAY:g} s will be without a face; give longer clips, or more --seconds.")
     print(f"{'case':43s}{'expected':64s}{'got':64s}{'px':>6s}")

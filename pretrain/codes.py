@@ -73,7 +73,7 @@ def measure(model, seed, voice, seconds, size, folder):
     codes = {"drawn": encoded(model, drawn),
              "true eyes": encoded(model, (embed.warp(scene, quad, model.size, m) for scene, quad in zip(scenes, quads)))}
     rows = embed.survey(video)["frames"]
-    if [(row["index"], row["clip"]) for row in rows] != [(k, 0) for k in range(n)]:
+    if rows["clip"].any() or not np.array_equal(rows["index"], np.arange(n)):
         raise InputError(f"seed {seed}, voice {voice}: embed.py does not find the face in every frame; take another --seeds or "
                          f"a larger --size.")
     codes["embedded"] = encoded(model, embed.crops(video, rows, model.size))
@@ -108,8 +108,8 @@ def lag(x, y):
 
 def main(args):
     if args.voices < 2 or args.seconds * FPS < COMPONENTS + 2 * LAGS + 2:
-        raise InputError(f"--voices {args.voices} of {args.seconds:g} s are too few to learn from some and judge on another; give "
-                         f"2 or more of 2 seconds or more.")
+        raise InputError(f"--voices {args.voices} of {args.seconds:g} s are too few to learn from some and judge on another; "
+                         f"give 2 or more of 2 seconds or more.")
     if args.size % 8 or not 128 <= args.size <= 2048:
         raise InputError(f"--size {args.size} is no size of drawn faces; give a multiple of 8 from 128 to 2048.")
     model = load_image_model(args.model)
@@ -130,8 +130,8 @@ def main(args):
                     found[way].append(read(np.concatenate([c[way] for _, c in others]), np.concatenate([m for m, _ in others]),
                                            codes[way]))
     n = sum(map(len, truth))
-    print(f"{len(args.seeds)} actors, {args.voices} voices of {args.seconds:g} s, {args.size} px, {FPS} fps: {n} frames, each read by "
-          f"what was learnt from the other voices of its actor ({n // len(truth) * (args.voices - 1)} frames)\n")
+    print(f"{len(args.seeds)} actors, {args.voices} voices of {args.seconds:g} s, {args.size} px, {FPS} fps: {n} frames, each read "
+          f"by what was learnt from the other voices of its actor ({n // len(truth) * (args.voices - 1)} frames)\n")
     print(f"{'smoothness':12s}" + "".join(f"{way:>12s}" for way in rough))
     for row, seed in enumerate(args.seeds):
         print(f"{f'actor {seed}':12s}" + "".join(f"{np.mean(rough[way][row]):12.2f}" for way in rough))
@@ -156,7 +156,7 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument("--model", default="faces128", help="image model of drawn faces")
     parser.add_argument("--seeds", type=int, nargs="+", default=[8, 6, 4], help="who is drawn")
-    parser.add_argument("--voices", type=int, default=3, help="sentences of each")
+    parser.add_argument("--voices", type=int, default=4, help="sentences of each")
     parser.add_argument("--seconds", type=float, default=10.0, help="of each sentence")
     parser.add_argument("--size", type=int, default=512, help="side of the frames in pixels")
     try:
