@@ -7,8 +7,9 @@ Heads are drawn talking, as videos in which they move about, encoded as H.264, a
 that, the same motion is encoded without any of it: drawn straight into the crop that the image model was trained on (`drawn`),
 and cut out of the undamaged frames where the eyes are known to be (`true eyes`).
 Smoothness is the energy of the codes' second differences over that of their first: 3 for white noise, 0 for steady motion.
-Motion is read from the codes by ridge regression on their 32 principal components. It is fitted to all voices of an actor but one
-and judged on that one: different sentences, turns and blinks. A control is fitted to codes that are shifted by 2 seconds.
+Motion is read from the codes by ridge regression on their 32 principal components, learnt from all voices of an actor but one and
+judged on that one: other sentences, turns and blinks. R2 is the share of the motion that is told rightly, 0 what its mean would
+tell, and less is worse than that. The control has the codes shifted by 2 seconds.
 """
 
 import argparse
@@ -37,6 +38,7 @@ ALPHAS = np.logspace(-1, 4, 11)         # of the ridge, chosen on the training p
 LAGS = 5                                # frames by which the codes are looked for earlier or later
 SMOOTH = 0.04                           # seconds: embed.py --smooth-codes
 SHIFT = 2.0                             # seconds by which the control is wrong
+READABLE = 0.6                          # correlation from which a lag says something
 PARAMETERS = [name for name in faces.MOTION if name != "wink"]  # talk() never winks
 WAYS = "drawn", "true eyes", "embedded", "smoothed", "control"
 
@@ -130,8 +132,8 @@ def main(args):
                     found[way].append(read(np.concatenate([c[way] for _, c in others]), np.concatenate([m for m, _ in others]),
                                            codes[way]))
     n = sum(map(len, truth))
-    print(f"{len(args.seeds)} actors, {args.voices} voices of {args.seconds:g} s, {args.size} px, {FPS} fps: {n} frames, each read "
-          f"by what was learnt from the other voices of its actor ({n // len(truth) * (args.voices - 1)} frames)\n")
+    print(f"{len(args.seeds)} actors, {args.voices} voices of {args.seconds:g} s, {args.size} px, {FPS} fps: {n} frames, each "
+          f"read by what was learnt from the other voices of its actor ({n // len(truth) * (args.voices - 1)} frames)\n")
     print(f"{'smoothness':12s}" + "".join(f"{way:>12s}" for way in rough))
     for row, seed in enumerate(args.seeds):
         print(f"{f'actor {seed}':12s}" + "".join(f"{np.mean(rough[way][row]):12.2f}" for way in rough))
@@ -139,17 +141,17 @@ def main(args):
     print(f"\n{'held-out R2':12s}" + "".join(f"{way:>12s}" for way in WAYS) + "   embedded: correlation, lag in frames")
     table = []
     for j, name in enumerate(PARAMETERS):
-        y = np.concatenate([motion[:, j] - motion[:, j].mean() for motion in truth])            # every sentence has its own mean
+        y = [motion[:, j] - motion[:, j].mean() for motion in truth]            # every sentence has its own mean
         r2 = []
         for way in WAYS:
             error = np.concatenate([x[:, j] - motion[:, j] for x, motion in zip(found[way], truth)])
-            r2.append(1 - (error ** 2).sum() / (y ** 2).sum())
-        x = np.concatenate([x[:, j] - x[:, j].mean() for x in found["embedded"]])
-        late = lag([x[:, j] for x in found["embedded"]], [motion[:, j] for motion in truth])
-        table.append((*r2, np.corrcoef(x, y)[0, 1], late))
-        print(f"{name:12s}" + "".join(f"{value:12.2f}" for value in r2) + f"{table[-1][-2]:14.2f}{late:+13.2f}")
-    means = np.mean(table, 0)
-    print(f"{'mean':12s}" + "".join(f"{value:12.2f}" for value in means[:-2]) + f"{means[-2]:14.2f}{means[-1]:+13.2f}")
+            r2.append(1 - (error ** 2).sum() / (np.concatenate(y) ** 2).sum())
+        x = [part[:, j] - part[:, j].mean() for part in found["embedded"]]
+        correlation = np.corrcoef(np.concatenate(x), np.concatenate(y))[0, 1]
+        table.append((*r2, correlation))
+        late = f"{lag(x, y):+13.2f}" if correlation > READABLE else f"{'-':>13s}"
+        print(f"{name:12s}" + "".join(f"{value:12.2f}" for value in r2) + f"{correlation:14.2f}{late}")
+    print(f"{'mean':12s}" + "".join(f"{value:12.2f}" for value in np.mean(table, 0)[:-1]) + f"{np.mean(table, 0)[-1]:14.2f}")
 
 
 if __name__ == "__main__":
