@@ -79,7 +79,8 @@ KEEP_SCORE = -0.5     # ours: a face already tracked may score less than dlib's 
 CONFIRM = 5           # ours: frames after which the detector confirms a tracked face, and at once when the patch around it ...
 ALIKE = 0.9           # ... correlates by less than this with that of the frame before. Measured: 0.93 at least while a head talks
 PATCH, BOX = 480, 288  # ours: landmarks are fitted in a patch of 480 px with the face box in its middle 288 px
-PALE, CONTRAST = 64, 150  # ours: a patch with less than PALE grey levels between its 5th and 95th percentile is stretched to
+OUTSIDE = 4           # ours: see whole()
+PALE, CONTRAST = 64, 150  # ours: a picture with less than PALE grey levels between its 5th and 95th percentile is stretched to
 #                       CONTRAST, as dlib compares pixels with fixed thresholds. At 10 % of daylight the crop was off by 44 and
 #                       57 px of 256 in two clips, and by 1 px stretched; in fog (0.15 of the contrast) by 16 and 43, then by 0.9
 BOX_RMS = 2.88        # dlib detector's box side over the root mean square spread of the 68 points; ours, measured
@@ -368,17 +369,29 @@ def face_quad(points):
     return square(C, BOX_RMS * rms / 2 * PATCH / BOX * d)
 
 
+def stretched(gray):
+    """Grey picture (H, W), with more contrast if it has next to none."""
+    low, high = np.percentile(gray[::4, ::4], (5, 95))
+    if high - low >= PALE:
+        return gray
+    gain = CONTRAST / max(high - low, 4)                                        # 4: noise is no face
+    return np.clip((gray - low) * gain + min(20, low * gain), 0, 255).astype(np.uint8)
+
+
+def whole(points, gray):
+    """Whether a face with these points (68, 2) lies in the picture (H, W): what lies outside is invented. At most OUTSIDE of the
+    points of nose, eyes and mouth may, and no eye corner."""
+    outside = ((points < -0.5) | (points > np.array(gray.shape[::-1]) - 0.5)).any(1)
+    return outside[27:].sum() <= OUTSIDE and not outside[[36, 39, 42, 45]].any()
+
+
 def fit(gray, quad, places=PLACES):
     """Landmarks (68, 2) of the face in the middle of a quad of a grey picture (H, W), and the patch they are fitted in.
 
     The predictor runs on boxes shifted by a little, one for each of places, and its answers are averaged. What it sees is the
     patch: upright, of one size, and so fine that dlib's rounding to whole pixels does not matter.
     """
-    patch, edge, points = warp(gray, quad, PATCH), (PATCH - BOX) // 2, []
-    low, high = np.percentile(patch[::4, ::4], (5, 95))
-    if high - low < PALE:
-        gain = CONTRAST / max(high - low, 4)                                    # 4: noise is no face
-        patch = np.clip((patch - low) * gain + min(20, low * gain), 0, 255).astype(np.uint8)
+    patch, edge, points = stretched(warp(gray, quad, PATCH)), (PATCH - BOX) // 2, []
     for x, y in places:
         box = dlib.rectangle(edge + x, edge + y, edge + BOX + x, edge + BOX + y)
         points.append([(p.x, p.y) for p in predictor()(patch, box).parts()])
@@ -393,7 +406,7 @@ def detect(gray, short):
     scale = short / min(gray.shape)
     size = (round(gray.shape[1] * scale), round(gray.shape[0] * scale))
     small = cv2.resize(gray, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR)
-    found, scores, _ = detector().run(small, 0, 0.0)
+    found, scores, _ = detector().run(stretched(small), 0, 0.0)
     boxes = [(r.left(), r.top(), r.width(), r.height()) for r, score in zip(found, scores) if score >= WEAK * max(scores)]
     return np.array(boxes, float).reshape(-1, 4) / scale
 
@@ -524,11 +537,13 @@ class FaceTracker:
             self.seen = None
         else:
             points, patch = fit(gray, face_quad(self.points), next(self.places))
-            self.points = points if self.confirmed(patch) else None
+            self.points = points if whole(points, gray) and self.confirmed(patch) else None
         if box is not None and (self.points is None or not near(self.points, box)):
             self.points = fit_box(gray, box)
         if self.points is None:
             self.points = self.search(gray)
+        if self.points is not None and not whole(self.points, gray):
+            self.points = None
         self.missing = 0 if self.points is not None else self.missing + 1
         if self.points is not None or self.missing > self.gap:
             self.last = self.points

@@ -1372,6 +1372,19 @@ def test_landmarks_are_found_in_the_dark_and_in_fog(light, haze):
     assert away.mean() < 0.05 * np.linalg.norm(embed.eyes(points)[1]), away.mean()
 
 
+def test_half_a_face_is_none():
+    """The head slides out of the picture to the left: it counts until an eye corner or much of the face is gone."""
+    frame = cv2.cvtColor(faces.draw_scene(faces.actor(8), 256), cv2.COLOR_RGB2GRAY)
+    points = embed.landmarks(frame)
+    gone = int(points[36, 0]) + 2                                               # px, the outer corner of the left eye among them
+    assert embed.whole(points, frame) and embed.whole(points - (points[36, 0] - 3, 0), frame)
+    assert not embed.whole(points - (gone, 0), frame) and not embed.whole(points + (0, 256 - points[62, 1]), frame)
+    tracker = embed.FaceTracker()
+    assert tracker.step(frame)[0] is not None
+    half = int(points[30, 0])                                                   # the nose at the edge: nothing to be found
+    assert all(tracker.step(np.ascontiguousarray(frame[:, half:]))[0] is None for _ in range(3))
+
+
 def test_a_clip_is_cropped_with_one_sharpness(tmp_path):
     """A head that comes nearer: the crop's side passes a multiple of the picture's, and the sampling stays the same."""
     rng = np.random.RandomState(0)
