@@ -1526,7 +1526,7 @@ def test_motion_of_drawn_heads_is_in_their_codes():
     result = subprocess.run([sys.executable, "-m", "pretrain.codes", "--seeds", "8", "--voices", "2", "--seconds", "4", "--size",
                              "192"], cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert result.returncode == 0, result.stderr
-    rows = {line.split()[0]: [float(x) for x in line.split()[1:]] for line in result.stdout.splitlines()
+    rows = {line.split()[0]: [math.nan if x == "-" else float(x) for x in line.split()[1:]] for line in result.stdout.splitlines()
             if line.split() and line.split()[0] in (*pretrain_codes.PARAMETERS, "actor")}
     drawn, true_eyes, embedded, smoothed = rows["actor"][1:]
     assert 0.7 * drawn < embedded < 1.4 * drawn < 2 and smoothed < 0.6 * embedded
