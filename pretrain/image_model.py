@@ -239,7 +239,7 @@ class Critic(nn.Module):
 
     def forward(self, x):
         x = SQRT2 * F.leaky_relu(self.from_rgb(x.contiguous(memory_format=torch.channels_last)), 0.2)
-        x = self.blocks(x).float()                                              # (B, c, 4, 4)
+        x = self.blocks(x).to(self.last.weight.dtype)                           # (B, c, 4, 4)
         B, c = x.shape[:2]
         group = max(g for g in range(1, GROUP + 1) if B % g == 0)
         split = x.reshape(group, B // group, c, 4, 4)
