@@ -994,7 +994,7 @@ def test_weights_of_the_picture_loss_follow_the_landmarks():
         assert abs(weight[y, x] / weight[0, 0] - image_model.PART_WEIGHT) < 1e-3
     moved = image_model.parts_map(points + (7, -5), 128)[0, 0]
     assert torch.allclose(torch.roll(weight, (-5, 7), (0, 1)), moved, atol=1e-5)
-    points[7] = np.nan                                                                          # no face: the same for every frame
+    points[7] = np.nan                                                                         # no face: the same for all frames
     assert torch.equal(image_model.parts_map(points, 128), image_model.focus_map(128))
 
 

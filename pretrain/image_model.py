@@ -40,6 +40,8 @@ from models import Generator, GradualStyleEncoder, ImageModel, InputError, Equal
 from pretrain import faces
 
 # All of the following is ours: neither paper trains networks this small. Chosen for 128 px on two CPU cores
+STEPS_DRAWN, STEPS_VIDEO = 12000, 3600                        # optimiser steps ...
+BATCH_DRAWN, BATCH_VIDEO = 16, 8                              # ... and pictures in each
 D = 128                                                        # style width
 CHANNELS = {4: 128, 8: 128, 16: 96, 32: 64, 64: 40, 128: 24, 256: 16}          # 1.0 M parameters at 128 px
 DEPTHS, WIDTHS, HEAD = (1, 2, 2, 1), (16, 32, 64, 128), 64     # encoder, 2.8 M parameters
@@ -56,10 +58,14 @@ FOCUS_WEIGHT = 4.0                                             # they cover a te
 # Video only. PARTS: the landmarks of left eye, right eye, nose tip and mouth; their weight falls off beyond PART_MARGIN eye
 # distances around them (eyes are seen, and blink, within more than their lids)
 PARTS, PART_MARGIN, PART_WEIGHT = (slice(36, 42), slice(42, 48), slice(30, 36), slice(48, 68)), 0.12, 6.0
-# Critic. Its widths and when it joins are ours: when full resolution has settled, since it can only sharpen; its weight grows
-# over CRITIC_RAMP of the steps, as a critic that has seen little has nothing to say
+# Critic. Its widths, what it sees and when it joins are ours: when full resolution has settled, since it can only sharpen; its
+# pull grows over CRITIC_RAMP of the steps, as a critic that has seen little has nothing to say. Of a face it sees the half from
+# brows to chin: one that saw all of a crop had 99 % of its gradient's energy outside eyes, nose and mouth
+VIEW = 0.36, 0.25                                              # top and left edge of that half, in sides of the crop
 CRITIC_CHANNELS = {4: 128, 8: 128, 16: 96, 32: 64, 64: 32, 128: 16, 256: 8}
-CRITIC_FROM, CRITIC_RAMP, LAMBDA_CRITIC = 0.5, 0.05, 0.01
+CRITIC_FROM, CRITIC_RAMP = 0.5, 0.1
+PULL = 0.4                                                     # gradient of the picture that is the critic's, as a share of
+#                                                                the reconstruction's: no weight to find (as VQGAN's eq. 7)
 LR_CRITIC, BETAS_CRITIC = 2e-3, (0.0, 0.99)                    # StyleGAN2, appendix B
 R1_EVERY = 16                                                  # steps between R1 penalties (StyleGAN2, sec. 3.1)
 R1_WEIGHT = 2e-4                                               # gamma = this x pixels / batch (StyleGAN2-ADA, appendix C)
@@ -128,6 +134,14 @@ def leave_interrupts(worker):
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
+def computes_bf16(device):
+    """Whether this processor or GPU multiplies in bfloat16, which is then faster than float32."""
+    if torch.device(device).type == "cuda":
+        return torch.cuda.get_device_capability(device) >= (8, 0)               # from Ampere on
+    known = getattr(torch.cpu, "get_capabilities", dict)()                      # absent from older torch: then float32
+    return any(known.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))
+
+
 def resolution_at(share, size):
     """Side that is trained at this share of the steps."""
     return min([r for r, end in GROW.items() if share < end] + [size])
@@ -143,7 +157,7 @@ def focus_map(size):
 
 
 def parts_map(points, size):
-    """focus_map() of a crop with these landmarks (68, 2), larger on its eyes, nose tip and mouth; focus_map() if they are NaN."""
+    """focus_map() with the eyes, nose tip and mouth where the landmarks (68, 2) of a crop say; as it is if they are NaN."""
     if not np.isfinite(points).all():
         return focus_map(size)
     y, x = np.mgrid[:size, :size].astype(np.float32)
@@ -170,7 +184,7 @@ def picture_loss(y, x, focus):
 
 
 def jitter(x, generator):
-    """Small random shift (2.5 %), zoom (4 %) and turn (3 degrees) per picture, as the crop of a video may be off; (B, C, H, W)."""
+    """Small random shift (2.5 %), zoom (4 %) and turn (3 degrees) per picture, as crops of a video may be off; (B, C, H, W)."""
     B = len(x)
     u = torch.rand(B, 4, generator=generator).to(x.device) * 2 - 1
     zoom, turn, shift = 1 + 0.04 * u[:, 0], math.radians(3) * u[:, 1], 0.05 * u[:, 2:]          # grid spans [-1, 1]
@@ -249,6 +263,13 @@ class Critic(nn.Module):
         return self.head(x.flatten(1))[:, 0]                                    # (B,)
 
 
+def view(x, align):
+    """The part of pictures (B, 3, r, r) that the critic sees."""
+    r = x.shape[-1]
+    top, left = (round(share * r) for share in VIEW)
+    return x[..., top:top + r // 2, left:left + r // 2] if align == "face" else x
+
+
 def r1_penalty(critic, x):
     """Half the squared norm of d critic(x) / dx, mean over real pictures x (B, 3, r, r) (Mescheder et al. 2018, eq. 9)."""
     x = x.detach().requires_grad_(True)
@@ -288,7 +309,7 @@ def save(path, write):
 
 
 def checkpoint(ema, name, args, step, quality):
-    """pSp-layout dict; quality: what its opts say of the held-out pictures; matrices in half precision, vectors (biases, BatchNorm) in full."""
+    """pSp-layout dict; matrices in half precision, vectors (biases, BatchNorm) in full. quality: added to its opts."""
     model = ema.image_model()
     parts = {f"decoder.{n}": v for n, v in model.generator.state_dict().items()}
     parts.update({f"encoder.{n}": v for n, v in model.encoder.state_dict().items()})
@@ -350,6 +371,10 @@ def main(args):
     if args.size < 32 or args.size not in CHANNELS:
         raise InputError(f"--size {args.size} is not one of 32, 64, 128, 256.")
     device = args.device if args.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+    usual = (STEPS_DRAWN, BATCH_DRAWN) if args.source == ["faces"] else (STEPS_VIDEO, BATCH_VIDEO)
+    args.steps, args.batch = args.steps or usual[0], args.batch or usual[1]
+    if args.precision == "auto":
+        args.precision = "bf16" if args.source != ["faces"] and computes_bf16(device) else "fp32"
     dtype = torch.bfloat16 if args.precision == "bf16" else torch.float32
     torch.manual_seed(args.seed)
 
@@ -384,7 +409,7 @@ def main(args):
                                   {"params": net.encoder.parameters(), "lr": LR_ENCODER}], betas=BETAS)
     critic, critic_optimiser, critic_from = None, None, math.ceil(CRITIC_FROM * args.steps)
     if not Z:
-        critic, slower = Critic(args.size).to(device), R1_EVERY / (R1_EVERY + 1)         # lazy R1 slows Adam (sec. 3.1)
+        critic, slower = Critic(view(held_x, args.align).shape[-1]).to(device), R1_EVERY / (R1_EVERY + 1)         # lazy R1 slows Adam (sec. 3.1)
         critic_optimiser = torch.optim.Adam(critic.parameters(), LR_CRITIC * slower, [b ** slower for b in BETAS_CRITIC])
     step = 0
     if args.resume:
@@ -401,6 +426,8 @@ def main(args):
                                  f"without --resume.")
         if state["step"] >= args.steps:
             raise InputError(f"{output} is finished, all {args.steps} steps; start again without --resume for another one.")
+        if critic is not None and "critic" not in state:
+            raise InputError(f"{state_path} is of an earlier version, which had no critic; start again without --resume.")
         net.load_state_dict(state["net"])
         ema.load_state_dict(state["ema"])
         optimiser.load_state_dict(state["optimiser"])
@@ -485,23 +512,27 @@ def main(args):
             y = net.decoder(codes, resolution=r, dtype=dtype)                   # (B, 3, r, r)
             loss = loss + picture_loss(y, target, F.interpolate(focus, (r, r), mode="area"))
             with_critic = critic is not None and step >= critic_from
+            optimiser.zero_grad(set_to_none=True)
             if with_critic:                                                     # non-saturating (StyleGAN2, appendix B)
-                ramp = min(1.0, (step - critic_from) / (CRITIC_RAMP * args.steps))
                 critic.requires_grad_(False)
                 with torch.autocast(torch.device(device).type, dtype, enabled=dtype != torch.float32):
-                    loss = loss + ramp * LAMBDA_CRITIC * F.softplus(-critic(y)).mean()
-            optimiser.zero_grad(set_to_none=True)
-            loss.backward()
+                    unlike = F.softplus(-critic(view(y, args.align))).mean()
+                towards, sharper = (torch.autograd.grad(part, y)[0] for part in (loss, unlike))             # (B, 3, r, r)
+                pull = PULL * min(1.0, (step - critic_from) / (CRITIC_RAMP * args.steps))
+                y.backward(towards + pull * towards.norm() / (sharper.norm() + 1e-12) * sharper)
+            else:
+                loss.backward()
             optimiser.step()
 
             # Critic: frames against their reconstructions
             if with_critic:
+                real = view(target, args.align)
                 critic.requires_grad_(True)
                 with torch.autocast(torch.device(device).type, dtype, enabled=dtype != torch.float32):
-                    critic_loss = F.softplus(-critic(target)).mean() + F.softplus(critic(y.detach())).mean()
+                    critic_loss = F.softplus(-critic(real)).mean() + F.softplus(critic(view(y.detach(), args.align))).mean()
                 if (step - critic_from) % R1_EVERY == 0:
-                    gamma = R1_WEIGHT * args.size ** 2 / args.batch
-                    critic_loss = critic_loss + R1_EVERY * gamma * r1_penalty(critic, target)
+                    gamma = R1_WEIGHT * real.shape[-1] ** 2 / args.batch
+                    critic_loss = critic_loss + R1_EVERY * gamma * r1_penalty(critic, real)
                 critic_optimiser.zero_grad(set_to_none=True)
                 critic_loss.backward()
                 critic_optimiser.step()
@@ -525,8 +556,8 @@ def main(args):
     print(f"Wrote {output} ({output.stat().st_size / 1e6:.1f} MB), {sheet_path} and {state_path}; held-out PSNR "
           f"{quality['held_out_psnr']:.2f} dB through the encoder; {(time.time() - started) / 60:.1f} minutes.", file=sys.stderr)
     for name, values in quality.get("held_out", {}).items():
-        print(f"Held out, {name.replace('_', ' ')} ({values['frames']} frames): {values['psnr']:.2f} dB, sharpness of eyes, nose and "
-              f"mouth {values['sharpness']:.2f} of the frames'"
+        print(f"Held out, {name.replace('_', ' ')} ({values['frames']} frames): {values['psnr']:.2f} dB, sharpness of eyes, nose "
+              f"and mouth {values['sharpness']:.2f} of the frames'"
               + "".join(f", {m.replace('_', ' ')} {values[m]:.3f}" for m in MEASURES if m in values) + ".", file=sys.stderr)
 
 
@@ -537,11 +568,12 @@ if __name__ == "__main__":
     parser.add_argument("-o", "--output", default="image_model.pt", help="model to write; .png and .state.pt go beside it")
     parser.add_argument("--align", choices=("face", "none"), default="face", help="of a video: as embed.py's")
     parser.add_argument("--size", type=int, default=128, help="side of the pictures in pixels")
-    parser.add_argument("--steps", type=int, default=12000, help="optimiser steps")
-    parser.add_argument("--batch", type=int, default=16, help="pictures per step")
+    parser.add_argument("--steps", type=int, help=f"optimiser steps; without this option {STEPS_DRAWN} on drawn faces, "
+                        f"{STEPS_VIDEO} on a video")
+    parser.add_argument("--batch", type=int, help=f"pictures per step; without this option {BATCH_DRAWN} or {BATCH_VIDEO}")
     parser.add_argument("--pool", type=int, default=30000, help="different drawn faces (source faces)")
-    parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32",
-                        help="of the feature maps; bf16 is twice as fast where the processor has it")
+    parser.add_argument("--precision", choices=("auto", "fp32", "bf16"), default="auto",
+                        help="of the feature maps; auto: of a video bf16 where the processor or GPU computes in it, else fp32")
     parser.add_argument("--workers", type=int, default=1, help="processes that draw or load pictures")
     parser.add_argument("--every", type=int, default=500, help="steps between contact sheets and saved states")
     parser.add_argument("--resume", action="store_true", help="go on from the state file beside --output")
