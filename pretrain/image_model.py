@@ -40,7 +40,7 @@ from models import Generator, GradualStyleEncoder, ImageModel, InputError, Equal
 from pretrain import faces
 
 # All of the following is ours: neither paper trains networks this small. Chosen for 128 px on two CPU cores
-STEPS_DRAWN, STEPS_VIDEO = 12000, 3600                        # optimiser steps ...
+STEPS_DRAWN, STEPS_VIDEO = 12000, 3000                        # optimiser steps ...
 BATCH_DRAWN, BATCH_VIDEO = 16, 8                              # ... and pictures in each
 D = 128                                                        # style width
 CHANNELS = {4: 128, 8: 128, 16: 96, 32: 64, 64: 40, 128: 24, 256: 16}          # 1.0 M parameters at 128 px
