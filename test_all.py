@@ -1012,6 +1012,13 @@ def test_r1_penalty_is_half_the_squared_slope():
     assert torch.allclose(image_model.r1_penalty(critic, x), gradient.square().sum() / 2)
 
 
+def test_critic_sees_a_face_from_brows_to_chin():
+    x = torch.arange(128.0).expand(1, 3, 128, 128)                              # every pixel is its column
+    assert image_model.view(x, "face")[0, 0, 0].tolist() == list(range(32, 96))
+    assert image_model.view(x.mT, "face")[0, 0, :, 0].tolist() == list(range(46, 110))
+    assert image_model.view(x, "none") is x
+
+
 def test_critic_sees_how_much_the_pictures_of_a_batch_differ():
     torch.manual_seed(0)
     critic, x = image_model.Critic(32), torch.randn(4, 3, 32, 32)

@@ -41,7 +41,8 @@ from pretrain import faces
 
 # All of the following is ours: neither paper trains networks this small. Chosen for 128 px on two CPU cores
 STEPS_DRAWN, STEPS_VIDEO = 12000, 3000                        # optimiser steps ...
-BATCH_DRAWN, BATCH_VIDEO = 16, 8                              # ... and pictures in each
+BATCH_DRAWN, BATCH_VIDEO = 16, 8                               # ... and pictures in each. 8 on a video, for more steps in the
+#                                                                same time: a guess, not compared by held-out frames
 D = 128                                                        # style width
 CHANNELS = {4: 128, 8: 128, 16: 96, 32: 64, 64: 40, 128: 24, 256: 16}          # 1.0 M parameters at 128 px
 DEPTHS, WIDTHS, HEAD = (1, 2, 2, 1), (16, 32, 64, 128), 64     # encoder, 2.8 M parameters
