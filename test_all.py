@@ -908,6 +908,12 @@ def test_image_model_of_drawn_faces(tmp_path):
     assert not left_over(tmp_path)
 
 
+def noise_crops(paths, size, align, file):
+    """Stands in for image_model.video_crops: 40 frames of noise without a face."""
+    file.write_bytes(np.random.RandomState(0).randint(0, 256, 40 * size * size * 3, np.uint8).tobytes())
+    return [40], np.full((40, 68, 2), np.nan, np.float32)
+
+
 def test_image_model_resumes_exactly(tmp_path, monkeypatch):
     def arguments(folder, resume):
         folder.mkdir(exist_ok=True)
@@ -938,7 +944,7 @@ def test_image_model_resumes_exactly(tmp_path, monkeypatch):
         with pytest.raises(InputError, match=words):
             other = arguments(tmp_path / "parts", True)
             setattr(other, name, value)
-            monkeypatch.setattr(image_model, "video_crops", lambda *_: np.zeros((40, 32, 32, 3), np.uint8))
+            monkeypatch.setattr(image_model, "video_crops", noise_crops)
             image_model.main(other)
     (tmp_path / "parts" / "m.state.pt").write_bytes(b"no state")
     with pytest.raises(InputError, match="no state of this training"):
@@ -950,6 +956,16 @@ def test_image_model_of_own_footage_has_one_actor(tmp_path, clip):
     assert result.returncode == 0, result.stderr.decode()
     model = models.load_image_model(tmp_path / "own.pt")
     assert not model.has_actors and model.L == 8
+    opts = torch.load(tmp_path / "own.pt", weights_only=True)["opts"]
+    assert {name: part["frames"] for name, part in opts["held_out"].items()} == {"every_10th": 7, "last_10th": 7}
+    assert opts["held_out_psnr"] == opts["held_out"]["every_10th"]["psnr"]
+    crops = np.stack(list(embed.crops(clip, embed.survey(clip)["frames"], 32)))
+    for name, part in zip(("every_10th", "last_10th"), image_model.split_frames([75])[1:]):
+        made = image_model.to_pictures(model.render(model.encode(image_model.to_network(torch.from_numpy(crops[part]), "cpu"))))
+        assert abs(image_model.psnr(crops[part], made) - opts["held_out"][name]["psnr"]) < 0.05     # saved in half precision
+        assert opts["held_out"][name]["sharpness"] > 0 and set(evaluate.MEASURES) < set(opts["held_out"][name])
+        assert f"Held out, {name.replace('_', ' ')} (7 frames): {opts['held_out'][name]['psnr']:.2f} dB" in result.stderr.decode()
+    assert not left_over(tmp_path)
     assert_refused(run("pretrain/image_model.py", tmp_path / "absent.mp4", "-o", tmp_path / "x.pt", *TINY), "absent.mp4")
 
 
@@ -957,6 +973,124 @@ def test_jitter_moves_pictures_a_little():
     x = sine_images(3, 8, 64)
     moved = image_model.jitter(x, torch.Generator().manual_seed(0))
     assert 0 < (moved - x).abs().mean() < 0.3 and moved.shape == x.shape
+    both = image_model.jitter(torch.cat([x, x[:, :1]], 1), torch.Generator().manual_seed(0))    # weights move with their picture
+    assert torch.equal(both[:, :3], moved) and torch.equal(both[:, 3], moved[:, 0])
+
+
+def test_held_out_frames_are_every_tenth_and_the_last_tenth_of_each_video():
+    trained, tenth, last = image_model.split_frames([40, 25])
+    assert tenth.tolist() == [5, 15, 25, 35, 45, 55] and last.tolist() == [36, 37, 38, 39, 63, 64]
+    assert sorted([*trained, *tenth, *last]) == list(range(65)) and len(trained) == 53
+
+
+def test_weights_of_the_picture_loss_follow_the_landmarks():
+    points = np.full((68, 2), 64.0)
+    points[36:42] = [(36, 50), (40, 48), (44, 48), (48, 50), (44, 52), (40, 52)]                # left eye, around (42, 50)
+    points[42:48] = points[36:42] + (36, 0)                                                     # right eye, around (78, 50)
+    points[30:36], points[48:68] = (60, 70), (60, 90)
+    points[[48, 54]] += [(-12, 0), (12, 0)]
+    weight = image_model.parts_map(points, 128)[0, 0]
+    assert weight.shape == (128, 128) and abs(weight.mean() - 1) < 1e-5
+    for x, y in ((42, 50), (78, 50), (60, 70), (60, 90)):                                       # middle of each part
+        assert abs(weight[y, x] / weight[0, 0] - image_model.PART_WEIGHT) < 1e-3
+    moved = image_model.parts_map(points + (7, -5), 128)[0, 0]
+    assert torch.allclose(torch.roll(weight, (-5, 7), (0, 1)), moved, atol=1e-5)
+    points[7] = np.nan                                                                         # no face: the same for all frames
+    assert torch.equal(image_model.parts_map(points, 128), image_model.focus_map(128))
+
+
+def test_r1_penalty_is_half_the_squared_slope():
+    a = torch.randn(3, 8, 8)
+    assert torch.allclose(image_model.r1_penalty(lambda x: (x * a).sum((1, 2, 3)), torch.randn(5, 3, 8, 8)), a.square().sum() / 2)
+    torch.manual_seed(0)
+    critic, x = image_model.Critic(32).double(), torch.randn(1, 3, 32, 32, dtype=torch.float64)
+    with torch.no_grad():
+        steps = 1e-5 * torch.eye(3 * 32 * 32, dtype=torch.float64)[:200].reshape(-1, 3, 32, 32)  # the first 200 of 3,072 pixels
+        slopes = torch.cat([critic(x + d[None]) - critic(x - d[None]) for d in steps]) / 2e-5
+    y = x.clone().requires_grad_(True)
+    gradient, = torch.autograd.grad(critic(y).sum(), y)
+    assert torch.allclose(gradient.flatten()[:200], slopes, atol=1e-6)
+    assert torch.allclose(image_model.r1_penalty(critic, x), gradient.square().sum() / 2)
+
+
+def test_critic_sees_a_face_from_brows_to_chin():
+    x = torch.arange(128.0).expand(1, 3, 128, 128)                              # every pixel is its column
+    assert image_model.view(x, "face")[0, 0, 0].tolist() == list(range(32, 96))
+    assert image_model.view(x.mT, "face")[0, 0, :, 0].tolist() == list(range(46, 110))
+    assert image_model.view(x, "none") is x
+
+
+def test_critic_sees_how_much_the_pictures_of_a_batch_differ():
+    torch.manual_seed(0)
+    critic, x = image_model.Critic(32), torch.randn(4, 3, 32, 32)
+    same = critic(x[:1].expand(4, -1, -1, -1))
+    assert same.shape == (4,) and torch.allclose(same, critic(x[:1]).expand(4), atol=1e-4)
+    assert (critic(x)[0] - same[0]).abs() > 1e-4
+    image_model.r1_penalty(critic, x).backward()
+    assert all(p.grad is not None for n, p in critic.named_parameters() if not n.endswith("head.1.bias"))
+
+
+def test_sharpness_is_the_share_of_squared_contrast():
+    a = np.random.RandomState(0).randint(0, 256, (2, 32, 32, 1), np.uint8).repeat(3, 3) // 2 * 2
+    inside = np.zeros((2, 32, 32))
+    inside[:, 8:24, 8:24] = 1
+    b = a.copy()
+    b[:, 6:26, 6:26] = a[:, 6:26, 6:26] // 2
+    assert image_model.sharpness(a, a, inside) == 1 and abs(image_model.sharpness(a, b, inside) - 0.25) < 1e-9
+    assert abs(image_model.sharpness(a, b, 1 - inside) - 0.25) > 0.2
+
+
+def test_own_footage_resumes_exactly_where_the_critic_trains(tmp_path, monkeypatch):
+    def arguments(folder, resume):
+        folder.mkdir(exist_ok=True)
+        return image_model.argparse.Namespace(
+            source=["v.mp4"], output=str(folder / "m.pt"), align="none", size=32, steps=6, batch=4, pool=0, precision="fp32",
+            workers=0, every=10, resume=resume, seed=0, device="cpu", argv=[])
+
+    monkeypatch.setattr(image_model, "video_crops", noise_crops)
+    monkeypatch.setattr(image_model, "CRITIC_FROM", 0.5)
+    monkeypatch.setattr(image_model, "R1_EVERY", 2)
+    untrained = {}
+
+    def reported(*args):
+        untrained.setdefault("critic", copy.deepcopy(critics[-1].state_dict()))
+        return penalty(*args)
+
+    critics, make, penalty = [], image_model.Critic, image_model.r1_penalty
+    monkeypatch.setattr(image_model, "Critic", lambda size: critics.append(make(size)) or critics[-1])
+    monkeypatch.setattr(image_model, "r1_penalty", reported)
+    image_model.main(arguments(tmp_path / "whole", False))
+    loss, calls = image_model.picture_loss, []
+
+    def interrupted(*args):
+        calls.append(1)
+        if len(calls) == 5:                                                     # the second step of the critic
+            signal.raise_signal(signal.SIGINT)
+        return loss(*args)
+
+    monkeypatch.setattr(image_model, "picture_loss", interrupted)
+    with pytest.raises(KeyboardInterrupt, match="step 5 of 6"):
+        image_model.main(arguments(tmp_path / "parts", False))
+    monkeypatch.setattr(image_model, "picture_loss", loss)
+    image_model.main(arguments(tmp_path / "parts", True))
+    a, b = (torch.load(tmp_path / name / "m.state.pt", weights_only=True) for name in ("whole", "parts"))
+    for part in ("net", "ema", "critic"):
+        assert all(torch.equal(a[part][name], b[part][name]) for name in a[part])
+    for part in ("optimiser", "critic_optimiser"):
+        for k, values in a[part]["state"].items():
+            assert all(torch.equal(v, b[part]["state"][k][name]) for name, v in values.items())
+    assert a["critic_optimiser"]["state"][0]["step"] == 3                       # steps 3, 4, 5 of 0 to 5
+    assert not torch.equal(a["critic"]["last.weight"], untrained["critic"]["last.weight"])
+
+
+def test_crops_of_videos_lie_in_a_file(tmp_path, clip):
+    counts, points = image_model.video_crops([clip, clip], 32, "none", tmp_path / "crops")
+    crops = np.fromfile(tmp_path / "crops", np.uint8).reshape(150, 32, 32, 3)
+    assert counts == [75, 75] and points.shape == (150, 68, 2) and np.isnan(points).all()
+    assert np.array_equal(crops[:75], crops[75:])
+    assert np.array_equal(crops[:75], list(embed.crops(clip, embed.survey(clip, "none")["frames"], 32)))
+    picture, z, weights = image_model.VideoFrames(tmp_path / "crops", crops.shape, points, np.array([3, 70]))[1]
+    assert np.array_equal(picture.numpy(), crops[70]) and z.shape == (0,) and weights.shape == (1, 32, 32)
 
 
 # ------------------------------------------------------------------------------------------------------------------
