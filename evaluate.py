@@ -473,10 +473,10 @@ def code_baselines(references):
     half, percent = len(frames) // 2, 100 / references["frozen"]
     found = {"floor": references["floor"], "halves": references["halves"], "frozen": references["frozen"],
              "frame_halves": train.frechet(frames[:half], frames[half:]), "still": references["still"]}
-    for name, order in disorders(T, 0).items():
-        x = torch.stack([w[np.random.RandomState(k).permutation(T)] for k, w in enumerate(windows)]) \
-            if name == "shuffled frames" else windows[:, order.copy()]                              # (n, T, 32)
-        found[f"{name}"] = train.code_frechet(windows, x, references["space"])
+    orders = {name: [disorders(T, k)[name].copy() for k in range(len(windows))] for name in disorders(T, 0)}
+    for name, order in orders.items():
+        x = frames[:, None].expand(-1, T, -1) if name == "frozen frames" else torch.stack([w[o] for w, o in zip(windows, order)])
+        found[name] = train.code_frechet(windows, x, references["space"])       # x: (n, T, 32)
         found[f"frame {name}"] = train.frechet(frames, x.flatten(0, 1))
     return {**found, "floor_percent": percent * found["floor"], "halves_percent": percent * found["halves"]}
 
@@ -604,8 +604,13 @@ def correlation(a, b):
     motion it performs, by dlib's landmarks, mean over the clips. From -1 to 1, higher is better. That of the lips' area is the LiA of Manandhar and
     Genovesio 2023 (One-Style), there between the videos of one motion; the others are ours."""
     both = np.isfinite(a).all(1) & np.isfinite(b).all(1)
-    with np.errstate(invalid="ignore", divide="ignore"):                        # a frozen face has no correlation
-        return [float(np.corrcoef(a[both, m], b[both, m])[0, 1]) if both.sum() > 2 else math.nan for m in range(a.shape[1])]
+    return [pearson(a[both, m], b[both, m]) for m in range(a.shape[1])]
+
+
+def pearson(x, y):
+    """r of two series (T,); NaN where one of them stands still."""
+    still = len(x) < 3 or min(x.std(), y.std()) < 1e-9
+    return math.nan if still else float(np.corrcoef(x, y)[0, 1])
 
 
 def acd(descriptors):
@@ -772,8 +777,7 @@ def motion_kept(read, own, reader):
     mean over parameters and clips. 1 is best. Ours; possible because the faces are drawn."""
     a, b = (x[:, readable(reader, faces.MOTION)] for x in (read, own))
     a, b = a - a.mean(0), b - b.mean(0)
-    with np.errstate(invalid="ignore", divide="ignore"):                        # a frozen face has no correlation
-        return mean((a * b).sum(0) / np.sqrt((a ** 2).sum(0) * (b ** 2).sum(0))), mean(1 - ((a - b) ** 2).sum(0) / (b ** 2).sum(0))
+    return mean([pearson(x, y) for x, y in zip(a.T, b.T)]), mean(1 - ((a - b) ** 2).sum(0) / ((b ** 2).sum(0) + 1e-12))
 
 
 def raw_actor(model, seed):
@@ -861,13 +865,14 @@ def reconstruction_rows(video):
 COLUMNS = {     # heading, digits, function whose docstring explains it
     "fid_short": ("FID short ↓", 1, fid), "fid_long": ("FID long ↓", 1, fid),
     "fvd_short": ("FVD short ↓", 1, fvd), "fvd_long": ("FVD long ↓", 1, fvd),
-    "codes_short": ("codes short, % ↓", 2, code_table), "codes_long": ("long, % ↓", 2, code_table),
-    "frames_short": ("frames short, % ↓", 2, code_table), "frames_long": ("long, % ↓", 2, code_table),
+    "codes_short": ("codes short ↓", 2, code_table), "codes_long": ("codes long ↓", 2, code_table),
+    "frames_short": ("frames short ↓", 2, code_table), "frames_long": ("frames long ↓", 2, code_table),
     "fvd_16": ("fvd2048_16f ↓", 1, fvd_of_stylegan_v), "fvd_128": ("fvd2048_128f ↓", 1, fvd_of_stylegan_v),
-    "loop": ("score ↑", 3, loop_score), "loop_worst": ("worst ↑", 3, loop_score), "looping": ("looping, % ↓", 0, loop_score),
-    "moves": ("moves, 1 is best", 2, moves),
-    "acd": ("ACD ↓", 3, acd), "similarity": ("similarity ↑", 3, similarity), "mouth_area": ("mouth area r ↑", 3, correlation),
-    "mouth_opening": ("mouth r ↑", 3, correlation), "eye_opening": ("eyes r ↑", 3, correlation), "yaw": ("yaw r ↑", 3, correlation),
+    "loop": ("score ↑", 3, loop_score), "loop_worst": ("worst ↑", 3, loop_score),
+    "looping": ("looping, % ↓", 0, loop_score), "moves": ("moves, 1 is best", 2, moves),
+    "acd": ("ACD ↓", 3, acd), "similarity": ("similarity ↑", 3, similarity),
+    "mouth_area": ("mouth area r ↑", 3, correlation), "mouth_opening": ("mouth r ↑", 3, correlation),
+    "eye_opening": ("eyes r ↑", 3, correlation), "yaw": ("yaw r ↑", 3, correlation),
     "speed": ("speed", 2, speed), "found": ("found ↑", 3, None),
     "drift": ("identity drift, % ↓", 1, drift), "motion_r": ("motion kept, r ↑", 3, motion_kept),
     "motion_r2": ("motion kept, R2 ↑", 3, motion_kept),
@@ -879,7 +884,7 @@ TABLES = {
     "stylegan_v": ("FVD by StyleGAN-V's protocol", ("fvd_16", "fvd_128")),
     "loops": ("Loops", ("loop", "loop_worst", "looping", "moves")),
     "faces": ("Faces, judged by dlib", ("acd", "similarity", *MEASURES, "speed", "found")),
-    "truth": ("Transfer against the truth: parameters of drawn faces, read back from the pictures", ("drift", "motion_r", "motion_r2")),
+    "truth": ("Transfer against the truth: parameters of drawn faces, read back from pictures", ("drift", "motion_r", "motion_r2")),
     "reader": ("The reader of drawn faces, on heads that it has not seen: what it can read", ("r2", "error")),
     "reconstruction": ("Reconstruction of the training video", ("psnr", "psnr_worst", *MEASURES))}
 
@@ -934,18 +939,18 @@ def footnotes(columns):
 
 
 def report(tables, notes):
-    """All tables as text, each with its footnotes."""
-    parts = []
+    """All tables as text, each with its footnotes, but none twice."""
+    parts, said = [], set()
     for name, (columns, rows) in tables.filled().items():
-        cells = grid_of(columns, rows)
+        cells, below = grid_of(columns, rows), [*notes.get(name, ()), *(n for n in footnotes(columns) if n not in said)]
+        said.update(below)
         left = 1 + (cells[0][1] == "reference")                                 # columns of words
         widths = [max(len(row[k]) for row in cells) for k in range(len(cells[0]))]
         lines = ["  ".join(c.ljust(w) if k < left else c.rjust(w) for k, (c, w) in enumerate(zip(row, widths))).rstrip()
                  for row in cells]
         parts.append("\n".join([TABLES[name][0], "  " + lines[0], "  " + "-" * (sum(widths) + 2 * len(widths) - 2)]
                                + ["  " + line for line in lines[1:]]
-                               + [line for note in [*notes.get(name, ()), *footnotes(columns)]
-                                  for line in textwrap.wrap(note, 126, initial_indent="  * ", subsequent_indent="    ")]))
+                               + [line for note in below for line in textwrap.wrap(note, 126, initial_indent="  * ", subsequent_indent="    ")]))
     return "\n\n".join(parts)
 
 
@@ -1194,7 +1199,7 @@ def main(args):
         **{k: v for k, v in vars(args).items() if k not in ("json", "html")}, "window": window,
         "image_model": {"name": model.name, "sha256": model.sha256}, "training_frames": len(codes), "training_windows": windows,
         "fps": fps, "source": None if places is None else [content_hash(p) for p in places],
-        "latents_sha256": sha256_of(args.latents), "motion_sha256": [sha256_of(p) for p in args.motion],
+        "latents_sha256": sha256_of(args.latents), "sidecar": digest(latents["frames"]), "motion_sha256": [sha256_of(p) for p in args.motion],
         "motion_steps": [meta["step"] for _, meta in motions], "videos_sha256": [content_hash(f.path) for f in folders],
         "detectors": {kind: {"file": d.name, "sha256": d.sha256, "published": d.sha256 == d.published, "features": d.d,
                              "resize": "in the network, to 299 px" if kind == "fid" else "in the network, to 224 px",
@@ -1212,14 +1217,13 @@ def main(args):
     parts, tables, runs, over_length, videos, plots = Parts(json_path, settings), Tables(), [], None, [], []
     try:
         # The training video, which all else is compared with
-        key = {k: settings[k] for k in ("latents_sha256", "source", "image_model", "window", "seed", "every", "versions", "reader",
-                                        "descriptor", "fid_frames", "short", "detectors", "stylegan_v")}
-        key = {**key, "frames": digest(latents["frames"])}
-        reader = None if truth else cached({k: key[k] for k in ("reader", "image_model", "versions")}, lambda: fit_reader(model))
-        references = cached({**key, "part": "detectors"}, lambda: video_statistics(
-            parts, detectors, model, codes, latents, places, window, args.seed, lengths)) if detectors else {}
-        seen = cached({**key, "part": "faces"}, lambda: observe_video(model, codes, latents, places, args.every, reader)) \
-            if args.clips else None
+        key = {k: settings[k] for k in ("latents_sha256", "sidecar", "source", "image_model", "versions")}
+        reader = None if truth else cached({k: settings[k] for k in ("reader", "image_model", "versions")}, lambda: fit_reader(model))
+        references = cached({**key, **{k: settings[k] for k in ("detectors", "window", "seed", "fid_frames", "short", "stylegan_v")}},
+                            lambda: video_statistics(parts, detectors, model, codes, latents, places, window, args.seed, lengths)) \
+            if detectors else {}
+        seen = cached({**key, **{k: settings[k] for k in ("descriptor", "reader", "every")}}, lambda: observe_video(
+            model, codes, latents, places, args.every, reader)) if args.clips else None
         pca = {k: v.cpu() for k, v in (motions[0][1]["pca"] if motions else train.fit_pca(codes)).items()}
         x = train.coordinates(torch.from_numpy(codes), pca)                     # (N, 32)
         known = train.code_references(x, shots, window)
@@ -1336,7 +1340,7 @@ def main(args):
         if truth:
             notes.setdefault("faces", []).append(f"No transfer against the truth: {truth}.")
         elif args.clips:
-            tables.add("truth", "a perfect transfer, read by this reader", reader["ceiling"])
+            tables.add("truth", "perfect transfer (drawn)", reader["ceiling"])
             for k, name in enumerate(faces.NAMES):
                 if k in readable(reader, faces.IDENTITY + faces.MOTION):
                     tables.add("reader", f"{name} ({'identity' if name in faces.IDENTITY else 'motion'})",
