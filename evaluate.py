@@ -55,6 +55,7 @@ from transfer import FORMATS, VideoWriter, move, pictures_at_once, random_actor,
 FID_FRAMES = 8000       # of every set (suppl. 2.2)
 LONG_LEAST = 128        # frames of a video in the long set, at least (sec. 4); ours have train.LONG[1] = 400
 STYLEGAN_V = 16, 128    # frames of a clip in StyleGAN-V's fvd2048_16f and fvd2048_128f
+FOLD = 256              # ours: features held before they are merged into a covariance, which takes long at 2048 x 2048
 FVD_LEAST = 10          # frames of a clip, at least, as I3D halves the time again and again
 DETECTORS = {           # TorchScript files as their authors publish them
     "fid": ("inception-2015-12-05.pt", "https://nvlabs-fi-cdn.nvidia.com/stylegan2-ada-pytorch/pretrained/metrics/"
@@ -74,7 +75,7 @@ LENGTH_SAMPLES = 512    # ours: samples behind the curve of distance over length
 MEASURES = "mouth_area", "mouth_opening", "eye_opening", "yaw"
 CROPS = 32              # ours: crops of the source held at a time
 # Reader of drawn faces; all of it ours
-READER_HEADS = 4000     # pictures it learns from: 36 s on a core of an EPYC. With 2,500 the held-out R^2 are 0.02 lower
+READER_HEADS = 4000     # pictures it learns from. With 5,500 the held-out R^2 are 0.02 higher than with 2,500
 READER_SIDE = 32        # px of the picture that it sees; at 64 no better
 READER_RIDGE = 3.0      # weight of the ridge; 10 loses 0.02
 READER_HELD_OUT = 300   # heads drawn by pretrain/faces.py that its error is measured on
@@ -167,27 +168,38 @@ def cached(key, compute):
 # ------------------------------------------------------------------------------------------------------------------
 
 def moments():
-    """Of features that come in batches: count, mean (d,) and sum of squares about it (d, d), float64."""
-    return {"n": 0, "mean": None, "squares": None}
+    """Of features that come one by one: count, mean (d,) and sum of squares about it (d, d), float64; held: not yet in them."""
+    return {"n": 0, "mean": None, "squares": None, "held": []}
 
 
 def update(m, x):
-    """Adds features x (B, d) to moments (Chan et al. 1979): as exact as all at once, in the memory of one covariance."""
-    x = np.asarray(x, np.float64)
-    mean = x.mean(0)
-    squares = (x - mean).T @ (x - mean)
-    if m["n"]:
-        away = mean - m["mean"].numpy()
-        share = len(x) / (m["n"] + len(x))
-        squares += m["squares"].numpy() + m["n"] * share * np.outer(away, away)
-        mean = m["mean"].numpy() + share * away
-    m["n"], m["mean"], m["squares"] = m["n"] + len(x), torch.from_numpy(mean), torch.from_numpy(squares)
+    """Adds features x (B, d) to moments. As exact as all at once, in the memory of one covariance."""
+    m["n"] += len(x)
+    m["held"].append(torch.as_tensor(x, dtype=torch.float64))
+    if sum(map(len, m["held"])) >= FOLD:
+        fold(m)
+
+
+def fold(m):
+    """Merges what is held into mean and squares (Chan, Golub and LeVeque 1979)."""
+    if not m["held"]:
+        return
+    x = torch.cat(m["held"])                                                    # (B, d)
+    mean, m["held"] = x.mean(0), []
+    squares, before = (x - mean).T @ (x - mean), m["n"] - len(x)
+    if before:
+        away, share = mean - m["mean"], len(x) / m["n"]
+        squares += m["squares"] + before * share * torch.outer(away, away)
+        mean = m["mean"] + share * away
+    m["mean"], m["squares"] = mean, squares
 
 
 def distance(a, b):
     """Fréchet distance of the Gaussians with two sets' moments, covariances divided by n; NaN where a set is too small."""
     if min(a["n"], b["n"]) < 2:
         return math.nan
+    fold(a)
+    fold(b)
     (m1, S1), (m2, S2) = ((m["mean"].numpy(), m["squares"].numpy() / m["n"]) for m in (a, b))
     return max(0.0, train.gaussian_frechet(m1, S1, m2, S2))
 
@@ -325,8 +337,6 @@ def video_statistics(parts, detectors, model, codes, latents, places, window, se
                 update(state[name]["fid"], row[None])
             own = x[:1]
             update(state["first half" if k < middle else "second half"]["fid"], own)
-            for name in ("shuffled frames", "time-reversed"):                   # the same frames
-                update(state[name]["fid"], own)
             if k in starts["fvd"]:                                              # a frozen clip shows only its first frame
                 update(state["frozen frames"]["fid"], own)
         for key, n in spans.items() if "fvd" in detectors else ():
@@ -340,7 +350,12 @@ def video_statistics(parts, detectors, model, codes, latents, places, window, se
                 if name == base and (k < middle or k - n + 1 >= middle):        # not the clips astride the middle
                     update(state["first half" if k < middle else "second half"][key], row[None])
 
-    return parts.steps("training video, detectors", len(codes), step, state, "frame")
+    state = parts.steps("training video, detectors", len(codes), step, state, "frame")
+    for name in ("shuffled frames", "time-reversed"):                           # the same frames
+        state[name]["fid"] = state[base]["fid"]
+    for m in (m for row in state.values() for m in row.values()):
+        fold(m)
+    return state
 
 
 class Samples:
@@ -456,29 +471,29 @@ def code_table(G, meta, codes, clips, seed):
     of one training window, long: 128 samples of 400 frames, cut into windows (paper, sec. 4 and suppl. 2.2, there on
     pictures). Ours: what stands in for FID and FVD without a download.
 
-    Returns train.py's code_distances with what they are to be compared with: floor (a perfect model), halves, and the real
-    windows frozen, shuffled, reversed. See train.code_references.
+    Returns train.py's code_distances, and what a perfect model would score (floor).
     """
     T, pca, rng = meta["window"], {k: v.cpu() for k, v in meta["pca"].items()}, torch.Generator().manual_seed(seed)
     references = train.code_references(train.coordinates(torch.from_numpy(codes), pca), clips, T)
     short = train.sample_coordinates(G, train.SHORT, T, pca, rng)               # (2048, T, 32)
     long = train.sample_coordinates(G, train.LONG[0], max(train.LONG[1], 4 * T), pca, rng)      # (128, 400, 32)
-    return {**train.code_distances(references, short, long), **code_baselines(references),
+    return {**train.code_distances(references, short, long), "floor": references["floor"], "frozen": references["frozen"],
+            "floor_percent": 100 * references["floor"] / references["frozen"],
             "samples_short": train.SHORT, "samples_long": list(long.shape[:2])}
 
 
 def code_baselines(references):
-    """What code distances are compared with, as code_table returns it."""
-    frames, windows, T = references["frames"], references["windows"], references["window"]
-    half, percent = len(frames) // 2, 100 / references["frozen"]
-    found = {"floor": references["floor"], "halves": references["halves"], "frozen": references["frozen"],
-             "frame_halves": train.frechet(frames[:half], frames[half:]), "still": references["still"]}
-    orders = {name: [disorders(T, k)[name].copy() for k in range(len(windows))] for name in disorders(T, 0)}
-    for name, order in orders.items():
-        x = frames[:, None].expand(-1, T, -1) if name == "frozen frames" else torch.stack([w[o] for w, o in zip(windows, order)])
-        found[name] = train.code_frechet(windows, x, references["space"])       # x: (n, T, 32)
-        found[f"frame {name}"] = train.frechet(frames, x.flatten(0, 1))
-    return {**found, "floor_percent": percent * found["floor"], "halves_percent": percent * found["halves"]}
+    """Rows of what code distances are compared with: {row: {column: %}}, of the training video's own windows."""
+    frames, windows, T, half = references["frames"], references["windows"], references["window"], len(references["frames"]) // 2
+    found = {"perfect model": (references["floor"], math.nan),
+             "half against half": (references["halves"], train.frechet(frames[:half], frames[half:]))}
+    for name in disorders(T, 0):
+        orders = torch.from_numpy(np.stack([disorders(T, k)[name] for k in range(len(windows))]))   # (n, T)
+        x = windows.gather(1, orders[..., None].expand(-1, -1, windows.shape[2])) if name != "frozen frames" else \
+            frames[:, None].expand(-1, T, -1)                                   # (n, T, 32)
+        found[name] = train.code_frechet(windows, x, references["space"]), train.frechet(frames, x.flatten(0, 1))
+    return {name: {"codes_short": 100 * window / references["frozen"], "frames_short": 100 * frame / references["still"]}
+            for name, (window, frame) in found.items()}
 
 
 def length_table(G, meta, codes, clips, seed):
@@ -513,15 +528,16 @@ def folder_codes(references, x):
     for name, windows in sets.items():
         if len(windows) > train.SPACE:                                          # as many as make a covariance
             windows = torch.stack(list(windows))
-            found[f"{name}_percent"] = 100 * train.code_frechet(references["windows"], windows, references["space"]) \
-                / references["frozen"]
-            found[f"frame_{name}_percent"] = 100 * train.frechet(references["frames"], windows.flatten(0, 1)) / references["still"]
+            away = train.code_frechet(references["windows"], windows, references["space"])
+            frame = train.frechet(references["frames"], windows.flatten(0, 1))
+            found[f"{name}_percent"] = 100 * away / references["frozen"]
+            found[f"frame_{name}_percent"] = 100 * frame / references["still"]
     return found
 
 
 def loop_table(G, meta, codes, clips, first=0):
     """Loop scores of LOOP_SAMPLES sampled trajectories, of their second half, as a recurrence may take its time to fall into
-    a loop, and of the longest training clip, as it is and with its frames in other orders.
+    a loop, and of the longest training clip.
 
     moves: of each sample, near 0 it stands still. first: seed of the first sample.
     """
@@ -539,8 +555,7 @@ def loop_table(G, meta, codes, clips, first=0):
         moved.append(moves(x, usual))
     return {"frames": LOOP_FRAMES, "samples": LOOP_SAMPLES, "threshold": LOOPS, "scores": [s for s, _ in scores],
             "lags": [lag for _, lag in scores], "mean": float(np.mean([s for s, _ in scores])),
-            "looping": sum(s < LOOPS for s, _ in scores), "moves": moved, "training_video": loop_score(video)[0],
-            "baselines": loop_baselines(video)}
+            "looping": sum(s < LOOPS for s, _ in scores), "moves": moved, "training_video": loop_score(video)[0]}
 
 
 def loop_baselines(video):
@@ -599,10 +614,16 @@ def measured(clip):
                      for p in clip["points"].numpy()])
 
 
+def descriptors_of(clip):
+    """The descriptors (n, 128) of a clip that there are."""
+    descriptors = clip["descriptors"].numpy()
+    return descriptors[np.isfinite(descriptors[:, 0])]
+
+
 def correlation(a, b):
     """Correlation of mouth area, mouth opening, eye opening, yaw: Pearson's r, frame by frame, between a clip and the one whose
-    motion it performs, by dlib's landmarks, mean over the clips. From -1 to 1, higher is better. That of the lips' area is the LiA of Manandhar and
-    Genovesio 2023 (One-Style), there between the videos of one motion; the others are ours."""
+    motion it performs, by dlib's landmarks, mean over the clips. From -1 to 1, higher is better. That of the lips' area is the
+    LiA of Manandhar and Genovesio 2023 (One-Style), there between the videos of one motion; the others are ours."""
     both = np.isfinite(a).all(1) & np.isfinite(b).all(1)
     return [pearson(a[both, m], b[both, m]) for m in range(a.shape[1])]
 
@@ -625,7 +646,8 @@ def acd(descriptors):
 
 def similarity(descriptors):
     """Similarity: mean cosine similarity of the face descriptors of a clip's first frame and of each later one, mean over the
-    clips. 1 is best. The ArcFace column of Manandhar and Genovesio 2023, here with dlib's descriptor: not to be compared with theirs."""
+    clips. 1 is best. The ArcFace column of Manandhar and Genovesio 2023, here with dlib's descriptor, so not to be compared with
+    theirs."""
     if len(descriptors) < 2:
         return float("nan")
     unit = descriptors / np.linalg.norm(descriptors, axis=1, keepdims=True)
@@ -640,6 +662,11 @@ def speed(points, fps):
     return mean(steps / ((eyes[1:] + eyes[:-1]) / 2)) * fps
 
 
+def found(points):
+    """Found: share of the frames in which dlib finds a face; what is not found is not measured. 1 is best."""
+    return float(np.isfinite(points[:, 0, 0]).mean())
+
+
 def mean(values):
     """Mean of what is no NaN."""
     values = np.asarray(values, np.float64)
@@ -648,10 +675,8 @@ def mean(values):
 
 def face_values(clip, fps, own=None, reader=None):
     """All that is measured on a clip of an Observer; own: the clip whose motion it performs."""
-    points, found = clip["points"].numpy(), clip["descriptors"].numpy()
-    found = found[np.isfinite(found[:, 0])]
-    values = {"acd": acd(found), "similarity": similarity(found), "speed": speed(points, fps),
-              "found": float(np.isfinite(points[:, 0, 0]).mean())}
+    points, described = clip["points"].numpy(), descriptors_of(clip)
+    values = {"acd": acd(described), "similarity": similarity(described), "speed": speed(points, fps), "found": found(points)}
     if own is not None:
         values.update(zip(MEASURES, correlation(measured(clip), measured(own))))
     if reader is not None:
@@ -683,7 +708,7 @@ def video_rows(video, shot, fps, T, n, every, reader):
     against, t = [], min(T, half)
     for s in [every * k for k in evenly(first, (start + half - t) // every, n)] if half else []:
         a, b = cut(real, s, t), cut(real, s + half, t)
-        x, y = (c["descriptors"].numpy()[np.isfinite(c["descriptors"].numpy()[:, 0])] for c in (a, b))
+        x, y = descriptors_of(a), descriptors_of(b)
         both = len(x) and len(y)
         against.append({**face_values(b, fps, a, reader),
                         "acd": float(np.linalg.norm(x[:, None] - y[None], axis=2).mean()) if both else math.nan,
@@ -819,18 +844,19 @@ def stretches(T, n=25):
 
 
 def observe_video(model, codes, latents, places, every, reader):
-    """observe() of the training video: {"crops" (where the source is there), "pictures" (the reconstructions), "psnr": {row:
-    (T,)}}; a stretch at a time, so that memory stays the same."""
-    fps, found, stretch = latents["fps"], collections.defaultdict(list), []
+    """observe() of the training video: {"crops" (None where the source is not there), "pictures" (the reconstructions), "psnr":
+    {row: (n,)}}; a stretch at a time, so that memory stays the same."""
+    fps, scores, stretch = latents["fps"], collections.defaultdict(list), []
     observers = {name: Observer(fps, every, reader) for name in ("crops", "pictures")}
     orders = stretches(len(codes))
 
     def finish():
         first = stretch[0][0]
         for k, crop, picture in stretch:
-            found["W+ reconstruction"].append(embed.psnr(crop, picture))
+            scores["W+ reconstruction"].append(embed.psnr(crop, picture))
             for name, order in orders.items():
-                found[name].append(embed.psnr(crop, stretch[order[k] - first][1]))
+                if order[k] != k:                                               # against itself it would be infinite
+                    scores[name].append(embed.psnr(crop, stretch[order[k] - first][1]))
         stretch.clear()
 
     for k, crop, picture in tqdm(pairs(model, codes, latents, places), desc="training video", unit="frame", total=len(codes)):
@@ -842,8 +868,8 @@ def observe_video(model, codes, latents, places, every, reader):
             stretch.append((k, crop, picture))
     if stretch:
         finish()
-    return {"pictures": observers["pictures"].kept(), "crops": observers["crops"].kept() if found else None,
-            "psnr": {name: torch.tensor(values) for name, values in found.items()}}
+    return {"pictures": observers["pictures"].kept(), "crops": observers["crops"].kept() if scores else None,
+            "psnr": {name: torch.tensor(values, dtype=torch.float64) for name, values in scores.items()}}
 
 
 def reconstruction_rows(video):
@@ -873,7 +899,7 @@ COLUMNS = {     # heading, digits, function whose docstring explains it
     "acd": ("ACD ↓", 3, acd), "similarity": ("similarity ↑", 3, similarity),
     "mouth_area": ("mouth area r ↑", 3, correlation), "mouth_opening": ("mouth r ↑", 3, correlation),
     "eye_opening": ("eyes r ↑", 3, correlation), "yaw": ("yaw r ↑", 3, correlation),
-    "speed": ("speed", 2, speed), "found": ("found ↑", 3, None),
+    "speed": ("speed", 2, speed), "found": ("found ↑", 3, found),
     "drift": ("identity drift, % ↓", 1, drift), "motion_r": ("motion kept, r ↑", 3, motion_kept),
     "motion_r2": ("motion kept, R2 ↑", 3, motion_kept),
     "r2": ("R2 ↑", 2, fit_reader), "error": ("error ↓", 2, fit_reader),
@@ -884,7 +910,7 @@ TABLES = {
     "stylegan_v": ("FVD by StyleGAN-V's protocol", ("fvd_16", "fvd_128")),
     "loops": ("Loops", ("loop", "loop_worst", "looping", "moves")),
     "faces": ("Faces, judged by dlib", ("acd", "similarity", *MEASURES, "speed", "found")),
-    "truth": ("Transfer against the truth: parameters of drawn faces, read back from pictures", ("drift", "motion_r", "motion_r2")),
+    "truth": ("Transfer against the truth: parameters of drawn faces, read from pictures", ("drift", "motion_r", "motion_r2")),
     "reader": ("The reader of drawn faces, on heads that it has not seen: what it can read", ("r2", "error")),
     "reconstruction": ("Reconstruction of the training video", ("psnr", "psnr_worst", *MEASURES))}
 
@@ -950,7 +976,7 @@ def report(tables, notes):
                  for row in cells]
         parts.append("\n".join([TABLES[name][0], "  " + lines[0], "  " + "-" * (sum(widths) + 2 * len(widths) - 2)]
                                + ["  " + line for line in lines[1:]]
-                               + [line for note in below for line in textwrap.wrap(note, 126, initial_indent="  * ", subsequent_indent="    ")]))
+                               + [textwrap.fill(note, 126, initial_indent="  * ", subsequent_indent="    ") for note in below]))
     return "\n\n".join(parts)
 
 
@@ -972,14 +998,15 @@ def plot(title, x_label, curves, log=False):
     def at(x, y):
         return left + (x - x0) / (x1 - x0) * (W - left - 12), H - bottom - (scale(y) - y0) / (y1 - y0) * (H - top - bottom)
 
-    marks = []
-    for k in range(5):
-        x, y = x0 + k / 4 * (x1 - x0), y0 + k / 4 * (y1 - y0)
-        y = 10 ** y if log else y
-        (px, _), (_, py) = at(x, ys[0]), at(xs[0], y)
-        marks.append(f'<line x1="{left}" x2="{W - 12}" y1="{py:.1f}" y2="{py:.1f}" class="grid"/>'
-                     f'<text x="{left - 6}" y="{py + 4:.1f}" text-anchor="end">{y:.3g}</text>'
-                     f'<text x="{px:.1f}" y="{H - bottom + 16}" text-anchor="middle">{x:.4g}</text>')
+    def ticks(lo, hi):
+        step = next(s for s in (f * 10.0 ** e for e in range(-9, 10) for f in (1, 2, 5)) if (hi - lo) / s <= 6)
+        return [round(k * step, 9) for k in range(math.ceil(lo / step), math.floor(hi / step) + 1)]
+
+    marks = [f'<text x="{at(x, ys[0])[0]:.1f}" y="{H - bottom + 16}" text-anchor="middle">{x:g}</text>' for x in ticks(x0, x1)]
+    for y in [10 ** t for t in np.linspace(y0, y1, 5)] if log else ticks(y0, y1):
+        height = at(xs[0], y)[1]
+        marks.append(f'<line x1="{left}" x2="{W - 12}" y1="{height:.1f}" y2="{height:.1f}" class="grid"/>'
+                     f'<text x="{left - 6}" y="{height + 4:.1f}" text-anchor="end">{y:.3g}</text>')
     for k, (label, xs, ys) in enumerate(curves):
         colour, dash = COLOURS[k % len(COLOURS)], ' stroke-dasharray="5 4"' if label.endswith("*") else ""
         points = " ".join(f"{x:.1f},{y:.1f}" for x, y in map(at, xs, ys))
@@ -1055,7 +1082,8 @@ svg .grid {{ stroke: #e4e4e4 }} svg .title {{ font-size: 13px; font-weight: 600 
 <div class="row">{shown}</div>
 {"".join(parts)}
 <h2>Plots</h2><div class="row">{"".join(plots)}</div>
-<h2>Settings</h2><details><summary>everything that the numbers depend on</summary><pre>{html.escape(json.dumps(settings, indent=1))}</pre></details>
+<h2>Settings</h2><details><summary>everything that the numbers depend on</summary>
+<pre>{html.escape(json.dumps(settings, indent=1))}</pre></details>
 </body></html>
 """
 
@@ -1095,16 +1123,16 @@ def load_inputs(args, device):
                              f"the codes that the motion model was trained on.")
         if None not in (latents["model"]["sha256"], meta["model"]["sha256"]) \
                 and latents["model"]["sha256"] != meta["model"]["sha256"]:
-            raise InputError(f"{args.latents} was embedded with the image model {latents['model']['name']}, {path} was trained on "
-                             f"codes of {meta['model']['name']}: give files that belong together.")
+            raise InputError(f"{args.latents} was embedded with the image model {latents['model']['name']}, {path} was trained "
+                             f"on codes of {meta['model']['name']}: give files that belong together.")
         if meta["window"] != motions[0][1]["window"]:
             raise InputError(f"{path} was trained on windows of {meta['window']} frames, {args.motion[0]} on "
                              f"{motions[0][1]['window']}; give trainings of one method.")
     recorded = motions[0][1]["model"] if motions else latents["model"]
     model = load_image_model(args.model or recorded["name"] or "faces128", device=device)
     if (model.L, model.D) != codes.shape[1:] or recorded["sha256"] not in (None, model.sha256):
-        raise InputError(f"{(args.motion or [args.latents])[0]} belongs to the image model {recorded['name']}, not to {model.name}; "
-                         f"name the right one with --model.")
+        raise InputError(f"{(args.motion or [args.latents])[0]} belongs to the image model {recorded['name']}, not to "
+                         f"{model.name}; name the right one with --model.")
     if not motions and len(codes) <= train.COMPONENTS:
         raise InputError(f"{args.latents}: {len(codes)} frames; the PCA of the codes needs at least {train.COMPONENTS + 1}.")
     return codes, latents, motions, model
@@ -1178,8 +1206,8 @@ def main(args):
     window = args.window or (motions[0][1]["window"] if motions else 25)        # 25: the paper's (sec. 3)
     shot = max(shots, key=lambda clip: clip[1] - clip[0])
     if shot[1] - shot[0] < window or window < 2:
-        raise InputError(f"{args.latents} has no clip as long as the window, {window} frames; give the codes that the motion model "
-                         f"was trained on, or another --window.")
+        raise InputError(f"{args.latents} has no clip as long as the window, {window} frames; give the codes that the motion "
+                         f"model was trained on, or another --window.")
     places = source_files(args.latents, latents["frames"] and latents, args.video)
     if places is None:
         print("evaluate.py: the training video is not where latents.json says, so the rendered codes stand for it; name it with "
@@ -1193,13 +1221,14 @@ def main(args):
     real_clips = {n: sum(end - start >= n for start, end in shots) for n in STYLEGAN_V}
     lengths = tuple(n for n, count in real_clips.items() if "fvd" in detectors
                     and (count > detectors["fvd"].d or args.few and count > 1))
-    truth = why_no_truth(model)
+    truth, actors = why_no_truth(model), model.has_actors and model.encoder is not None
 
     settings = {
         **{k: v for k, v in vars(args).items() if k not in ("json", "html")}, "window": window,
         "image_model": {"name": model.name, "sha256": model.sha256}, "training_frames": len(codes), "training_windows": windows,
         "fps": fps, "source": None if places is None else [content_hash(p) for p in places],
-        "latents_sha256": sha256_of(args.latents), "sidecar": digest(latents["frames"]), "motion_sha256": [sha256_of(p) for p in args.motion],
+        "latents_sha256": sha256_of(args.latents), "sidecar": digest(latents["frames"]),
+        "motion_sha256": [sha256_of(p) for p in args.motion],
         "motion_steps": [meta["step"] for _, meta in motions], "videos_sha256": [content_hash(f.path) for f in folders],
         "detectors": {kind: {"file": d.name, "sha256": d.sha256, "published": d.sha256 == d.published, "features": d.d,
                              "resize": "in the network, to 299 px" if kind == "fid" else "in the network, to 224 px",
@@ -1217,23 +1246,26 @@ def main(args):
     parts, tables, runs, over_length, videos, plots = Parts(json_path, settings), Tables(), [], None, [], []
     try:
         # The training video, which all else is compared with
-        key = {k: settings[k] for k in ("latents_sha256", "sidecar", "source", "image_model", "versions")}
-        reader = None if truth else cached({k: settings[k] for k in ("reader", "image_model", "versions")}, lambda: fit_reader(model))
-        references = cached({**key, **{k: settings[k] for k in ("detectors", "window", "seed", "fid_frames", "short", "stylegan_v")}},
-                            lambda: video_statistics(parts, detectors, model, codes, latents, places, window, args.seed, lengths)) \
-            if detectors else {}
-        seen = cached({**key, **{k: settings[k] for k in ("descriptor", "reader", "every")}}, lambda: observe_video(
+        def of(*names):
+            """What a cached part depends on, beside the video and its codes."""
+            return {k: settings[k] for k in ("image_model", "versions", *names)}
+
+        video = "latents_sha256", "sidecar", "source"
+        reader = None if truth else cached(of("reader"), lambda: fit_reader(model))
+        references = {} if not detectors else cached(
+            of(*video, "detectors", "window", "seed", "fid_frames", "short", "stylegan_v"),
+            lambda: video_statistics(parts, detectors, model, codes, latents, places, window, args.seed, lengths))
+        seen = cached(of(*video, "descriptor", "reader", "every"), lambda: observe_video(
             model, codes, latents, places, args.every, reader)) if args.clips else None
         pca = {k: v.cpu() for k, v in (motions[0][1]["pca"] if motions else train.fit_pca(codes)).items()}
         x = train.coordinates(torch.from_numpy(codes), pca)                     # (N, 32)
         known = train.code_references(x, shots, window)
-        own = code_baselines(known)
 
         def add_distances(row, short, long, found):
             """Rows of one method, by reference, in the paper's order."""
             for name in ("original", "W+"):
-                values = {f"{metric.__name__}_{kind}": metric(references[name], s) for kind, s in (("short", short), ("long", long))
-                          for metric in (fid, fvd) if name in references and s}
+                values = {f"{metric.__name__}_{kind}": metric(references[name], stats) for metric in (fid, fvd)
+                          for kind, stats in (("short", short), ("long", long)) if name in references and stats}
                 if name == "W+":
                     values.update({f"codes_{k}": found.get(f"{k}_percent") for k in ("short", "long")})
                     values.update({f"frames_{k}": found.get(f"frame_{k}_percent") for k in ("short", "long")})
@@ -1258,7 +1290,7 @@ def main(args):
                 tables.add("loops", "sampled", {"loop": loops["mean"], "loop_worst": min(loops["scores"]), "moves":
                                                 mean(loops["moves"]), "looping": 100 * loops["looping"] / loops["samples"]})
                 clips = [parts.get(f"{name}-clip{k}", lambda: performances(
-                    samples, model, own_pca, k, args.frames, fps, args.every, reader, model.has_actors and model.encoder is not None))
+                    samples, model, own_pca, k, args.frames, fps, args.every, reader, actors))
                     for k in tqdm(range(args.clips), desc=f"{name}, clips", unit="clip")]
                 rows = {row: [face_values(clip[row], fps, clip["sampled"], reader) for clip in clips] for row in
                         (clips[0] if clips else ())}
@@ -1275,8 +1307,9 @@ def main(args):
         # Other methods' videos
         for number, folder in enumerate(folders):
             name, few = f"videos{number}", args.few
-            sets, chosen = {}, {"short": [(k, window) for k, n in enumerate(folder.lengths) if n >= window][:train.SHORT],
-                                "long": [(k, n) for k, n in enumerate(folder.lengths) if n >= max(window, LONG_LEAST)][:train.LONG[0]]}
+            sets, least = {}, max(window, LONG_LEAST)
+            chosen = {"short": [(k, window) for k, n in enumerate(folder.lengths) if n >= window][:train.SHORT],
+                      "long": [(k, n) for k, n in enumerate(folder.lengths) if n >= least][:train.LONG[0]]}
             for kind, per in (("short", 1), ("long", train.PER_LONG)):
                 count = sum(n for _, n in chosen[kind]), per * len(chosen[kind])
                 try:
@@ -1289,7 +1322,7 @@ def main(args):
             if detectors and not any(sets.values()):
                 raise InputError(notes["distances"][-1])
             notes["distances"].append(f"In {folder.path}: {len(chosen['short'])} videos of {window} frames or more, "
-                                      f"{len(chosen['long'])} of {max(window, LONG_LEAST)} or more.")
+                                      f"{len(chosen['long'])} of {least} or more.")
             y = folder_coordinates(parts, f"{name}-codes", model, folder, pca) if model.encoder is not None else []
             add_distances(folder.path.name, sets["short"], sets["long"], folder_codes(known, y))
             usual = usual_distance(x[shot[0]:shot[1]].numpy())
@@ -1308,22 +1341,19 @@ def main(args):
             runs.append({"videos": str(folder.path), "lengths": folder.lengths, "loops": scores, "clips": values})
 
         # Baselines: the training video against itself, and its frames in other orders
-        tables.add("distances", "perfect model", {"codes_short": own["floor_percent"]}, "W+")
         base = "original" if "original" in references else "W+"
         if "original" in references:
-            tables.add("distances", "W+ reconstruction", {"fid_short": fid(references["original"], references["W+"]),
-                                                          "fvd_short": fvd(references["original"], references["W+"])}, "original")
-        halves = references.get("first half"), references.get("second half")
-        for name in ("half against half", *disorders(1, 0)):
-            a, b = halves if name == "half against half" else (references.get(base), references.get(name))
-            least = {kind: detectors[kind].d * (not args.few) for kind in detectors}
-            tables.add("distances", name, {f"{kind}_short": metric(a, b) for kind, metric in (("fid", fid), ("fvd", fvd))
-                                           if kind in detectors and min(a[kind]["n"], b[kind]["n"]) > least[kind]}, base)
+            a, b = references["original"], references["W+"]
+            tables.add("distances", "W+ reconstruction", {"fid_short": fid(a, b), "fvd_short": fvd(a, b)}, "original")
+        for name in ("half against half", *disorders(1, 0)) if detectors else ():
+            a, b = [references["first half"], references["second half"]] if name == "half against half" else \
+                [references[base], references[name]]
+            enough_of = {kind: args.few or min(a[kind]["n"], b[kind]["n"]) > detector.d for kind, detector in detectors.items()}
+            tables.add("distances", name, {f"{metric.__name__}_short": metric(a, b) for metric in (fid, fvd)
+                                           if enough_of.get(metric.__name__)}, base)
             tables.add("stylegan_v", name, {f"fvd_{n}": fvd_of_stylegan_v(a, b, n) for n in lengths}, base)
-            frames = own["frame_halves"] if name == "half against half" else own[f"frame {name}"]
-            tables.add("distances", name, {
-                "codes_short": own["halves_percent"] if name == "half against half" else 100 * own[name] / own["frozen"],
-                "frames_short": 100 * frames / own["still"]}, "W+")
+        for name, values in code_baselines(known).items():
+            tables.add("distances", name, values, "W+")
         for name, (score, moved) in loop_baselines(x[shot[0]:shot[1]].double().numpy()).items():
             tables.add("loops", name, {"loop": score, "moves": moved, "looping": 100 * (score < LOOPS)})
         if seen is not None:
@@ -1345,24 +1375,25 @@ def main(args):
                 if k in readable(reader, faces.IDENTITY + faces.MOTION):
                     tables.add("reader", f"{name} ({'identity' if name in faces.IDENTITY else 'motion'})",
                                {"r2": float(reader["r2"][k]), "error": float(reader["error"][k])})
-            notes["reader"] = [f"Of {len(faces.IDENTITY)} identity and {len(faces.MOTION)} motion parameters; the rest is not read."]
+            notes["reader"] = [f"Of {len(faces.IDENTITY)} identity and {len(faces.MOTION)} motion parameters; the rest is not "
+                               f"read."]
         if not detectors:
             notes["distances"].append("FID and FVD are not computed; --fid and --fvd fetch their detectors and add them.")
         elif "fvd" in detectors and not lengths:
-            notes["distances"].append(f"StyleGAN-V's protocol is left out: it takes one clip of each video, and {max(real_clips.values())} "
-                                      f"shots are no {detectors['fvd'].d + 1}.")
+            notes["distances"].append(f"StyleGAN-V's protocol is left out: it takes one clip of each real video (here: shot), at "
+                                      f"least {detectors['fvd'].d + 1}, and there are {max(real_clips.values())}.")
 
         # Plots and videos of the page
         if html_path:
             plots, videos = illustrate(args, codes, latents, motions, model, places, pca, folders)
             over_length = length_table(*motions[0], codes, shots, args.seed) if motions else None
             if over_length:
-                plots.append(plot("Distance of windows over the length of samples, % of frozen frames", "first frame of the window", [
+                plots.append(plot("Distance of windows over the length of samples, % of frozen frames", "frame", [
                     ("samples", over_length["frames"], over_length["percent"]),
                     ("as many real windows*", [0, over_length["frames"][-1]], 2 * [over_length["least"]])]))
-        results = {"tables": tables.summary(), "notes": notes, "runs": runs, "over_length": over_length, "reader": None if reader is None
-                   else {k: dict(zip(faces.NAMES, reader[k].tolist())) for k in ("r2", "error")}, "settings": settings,
-                   "seconds": time.time() - started}
+        of_reader = reader and {k: dict(zip(faces.NAMES, reader[k].tolist())) for k in ("r2", "error")}
+        results = {"tables": tables.summary(), "notes": notes, "runs": runs, "over_length": over_length, "reader": of_reader,
+                   "settings": settings, "seconds": time.time() - started}
         write(json_path, json.dumps(clean(results), indent=1), "--json")
         if html_path:
             write(html_path, page(tables, notes, clean(settings), plots, videos), "--html")
@@ -1371,7 +1402,8 @@ def main(args):
         if parts.folder.exists() and not any(parts.folder.glob("*.pt")):
             shutil.rmtree(parts.folder, ignore_errors=True)
     print(report(tables, notes))
-    print(f"evaluate.py: wrote {json_path}{f' and {html_path}' if html_path else ''} in {time.time() - started:.0f} s.", file=sys.stderr)
+    print(f"evaluate.py: wrote {' and '.join(str(p) for p in (json_path, html_path) if p)} in {time.time() - started:.0f} s.",
+          file=sys.stderr)
 
 
 def options():
@@ -1380,8 +1412,8 @@ def options():
     files.add_argument("latents", metavar="LATENTS", help="training codes, latents.npy of embed.py")
     files.add_argument("motion", metavar="MOTION", nargs="*", help="motion models of train.py: one, or several trainings of one "
                        "method, over which means and standard deviations are taken")
-    files.add_argument("--videos", metavar="FOLDER", action="append", default=[], help="videos of any other method, files or folders "
-                       "of pictures, instead of MOTION or beside it; may be repeated")
+    files.add_argument("--videos", metavar="FOLDER", action="append", default=[], help="videos of any other method, files "
+                       "or folders of pictures, instead of MOTION or beside it; may be repeated")
     files.add_argument("--json", default="results.json", metavar="FILE", help="all numbers and settings")
     files.add_argument("--html", metavar="FILE", help="page with tables, plots and videos; none leaves it out; when not given "
                        "the name of the JSON file with .html")
@@ -1393,11 +1425,11 @@ def options():
     metrics.add_argument("--few", action="store_true", help="compute them, too, where frames or clips are fewer than features")
     metrics.add_argument("--window", type=int, metavar="T", help="frames of a clip; when not given MOTION's, or 25")
     counts = parser.add_argument_group("counts")
-    counts.add_argument("--clips", "--actors", type=int, default=20, help="clips that dlib judges, clip k performed by the training "
-                        "actor and by random actor k (the paper's ACD: 128); 0 leaves faces out")
+    counts.add_argument("--clips", "--actors", type=int, default=20, help="clips that dlib judges, clip k performed by the "
+                        "training actor and by random actor k (the paper's ACD: 128); 0 leaves faces out")
     counts.add_argument("--frames", type=int, default=400, help="frames of such a clip (the paper's ACD: 400, suppl. 2.2)")
-    counts.add_argument("--every", type=int, default=20, help="frames between two face descriptors; ours: the mean over all pairs "
-                        "needs few frames, and a core does 16 descriptors a second (the paper's ACD: 1)")
+    counts.add_argument("--every", type=int, default=20, help="frames between two face descriptors; ours: the mean over all "
+                        "pairs needs few frames, and a core does 16 descriptors a second (the paper's ACD: 1)")
     counts.add_argument("--runs", type=int, default=1, help="draws of samples per motion model")
     counts.add_argument("--seed", type=int, default=0)
     counts.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
