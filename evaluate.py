@@ -23,6 +23,7 @@ import collections
 import csv
 import hashlib
 import html
+import itertools
 import json
 import math
 import os
@@ -1101,8 +1102,13 @@ def check(args):
             raise InputError(f"{path} cannot be written; name another file with {'--json' if path == json_path else '--html'}.")
     if html_path == json_path:
         raise InputError(f"{json_path} is named for both outputs; give --html another name.")
+    for kind in ("fid", "fvd"):
+        if str(getattr(args, kind)).endswith((".npy", ".npz")):
+            raise InputError(f"--{kind} {getattr(args, kind)} is no detector; put LATENTS and MOTION before --{kind}, which takes the "
+                             f"next word for a file.")
     if not args.motion and not args.videos:
-        raise InputError("nothing to measure: name a motion model after LATENTS, or a folder of videos with --videos.")
+        raise InputError("nothing to measure: name a motion model after LATENTS (before --fid and --fvd, which take the next word "
+                         "for a file), or a folder of videos with --videos.")
     if args.clips < 0 or args.frames < 4 or args.every < 1 or args.runs < 1:
         raise InputError(f"--clips {args.clips} --frames {args.frames} --every {args.every} --runs {args.runs}: at least 0, 4, 1 "
                          f"and 1.")
@@ -1148,7 +1154,7 @@ def illustrate(args, codes, latents, motions, model, places, pca, folders):
         x = train.coordinates(w, pca)                                           # (T, 32)
         return [(f"PCA {j + 1}", seconds, x[:, j].tolist()) for j in range(3)]
 
-    shown = [p for _, p in zip(range(start + T), pairs(model, codes, latents, places, start)) if p[0] < start + T]
+    shown = list(itertools.islice(pairs(model, codes, latents, places, start), T))
     real = [np.stack([p[j] for p in shown]) for j in (1, 2) if shown[0][j] is not None]
     videos = [("training video" * (len(real) == 2) + " | " * (len(real) == 2) + "its W+ reconstruction",
                embedded_video(side_by_side(real), fps))]
@@ -1224,7 +1230,7 @@ def main(args):
     truth, actors = why_no_truth(model), model.has_actors and model.encoder is not None
 
     settings = {
-        **{k: v for k, v in vars(args).items() if k not in ("json", "html")}, "window": window,
+        **{k: v for k, v in vars(args).items() if k not in ("json", "html")}, "device": str(device), "window": window,
         "image_model": {"name": model.name, "sha256": model.sha256}, "training_frames": len(codes), "training_windows": windows,
         "fps": fps, "source": None if places is None else [content_hash(p) for p in places],
         "latents_sha256": sha256_of(args.latents), "sidecar": digest(latents["frames"]),
@@ -1239,7 +1245,7 @@ def main(args):
         "reader": [READER_HEADS, READER_SIDE, READER_RIDGE, READER_HELD_OUT, READER_LEAST, *READER_CLIPS],
         "descriptor": {name: sha256_of(embed.dlib_file(name)) for name in (
             "dlib_face_recognition_resnet_model_v1.dat", "shape_predictor_68_face_landmarks.dat")},
-        "versions": {"python": platform.python_version(), "torch": str(torch.__version__), "numpy": np.__version__,
+        "versions": {"evaluate.py": sha256_of(__file__), "python": platform.python_version(), "torch": str(torch.__version__), "numpy": np.__version__,
                      "dlib": dlib.__version__, "opencv": cv2.__version__, "scikit-learn": sklearn.__version__,
                      "av": av.__version__}}
     notes = {"distances": [f"In the training video: {windows} clips of {window} frames, {len(codes)} frames."]}

@@ -474,7 +474,7 @@ def test_a_full_disk_and_a_dead_server_are_one_sentence(address, tmp_path):
 
 def test_importing_fetches_nothing():
     code = "import socket\ndef no(*_): raise SystemExit('network')\nsocket.socket.connect = no\n" \
-           "import models, sys\nassert 'gdown' not in sys.modules and 'requests' not in sys.modules"
+           "import models, evaluate, sys\nassert 'gdown' not in sys.modules and 'requests' not in sys.modules"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
 
 
@@ -3057,9 +3057,9 @@ def test_videos_of_other_methods(quick, toy, toy_codes, scripts, tmp_path, capsy
         evaluate.enough({"fvd": monkey}, 100, 3, f"{other}, short set", False)
 
 
-def test_evaluate_refusals(quick, toy, toy_codes, embedded, tmp_path):
+def test_evaluate_refusals(quick, toy, toy_codes, tmp_path):
     """One sentence each that names the file and the cure, status 2, and nothing written."""
-    assert_refused(run("evaluate.py", embedded[0], tmp_path / "absent.pt", "--json", tmp_path / "r.json"), "absent.pt")
+    assert_refused(run("evaluate.py", toy_codes, tmp_path / "absent.pt", "--json", tmp_path / "r.json"), "absent.pt")
     assert_refused(run("evaluate.py", toy_codes, "--json", tmp_path / "r.json"), "nothing to measure", "--videos")
     np.save(tmp_path / "other.npy", np.zeros((40, 4, 16), np.float32))
     np.save(tmp_path / "short.npy", np.zeros((20, L, D), np.float32))
@@ -3076,7 +3076,8 @@ def test_evaluate_refusals(quick, toy, toy_codes, embedded, tmp_path):
             ((toy_codes, motion, "--html", tmp_path / "r.json", "--json", tmp_path / "r.json"), "--html"),
             ((toy_codes, motion, "--runs", 0), "--runs 0"), ((toy_codes, motion, "--seed", -1), "--seed -1"),
             ((toy_codes, motion, "--frames", 3), "--frames 3"), ((toy_codes, motion, "--device", "nope"), "--device"),
-            ((toy_codes, motion, "--fid", toy_codes), "toy.npy is no TorchScript"),
+            ((toy_codes, motion, "--fid", motion), "motion.pt is no TorchScript"),
+            ((motion, "--fid", toy_codes), "put LATENTS and MOTION before --fid"),
             ((toy_codes, "--videos", tmp_path / "empty"), "empty holds no videos"),
             ((toy_codes, "--videos", motion), "motion.pt is no folder")):
         words = words if "--json" in words else (*words, "--json", tmp_path / "r.json")
@@ -3115,6 +3116,25 @@ def test_evaluate_the_drawn_clip(quick, embedded, tmp_path, capsys):
     assert not left_over(tmp_path / "one") and sorted(os.listdir(tmp_path / "one")) == ["r.html", "r.json"]
     assert os.listdir(tmp_path / "two") == ["r.json"]
     look_at(tmp_path / "one" / "r.html", videos=5)
+
+
+def test_plots(tmp_path):
+    """Curves lie where their axes say: 58 to 548 px across, 34 to 256 px down, 4 % of the range above and below."""
+    def points(svg):
+        return [[tuple(map(float, p.split(","))) for p in line.split()] for line in re.findall(r'polyline points="([^"]*)"', svg)]
+
+    (line,) = points(evaluate.plot("a < b", "frame", [("one", [0, 5, 10], [0, math.nan, 100])]))
+    assert line == [(58, pytest.approx(256 - 222 * 4 / 108, abs=0.1)), (548, pytest.approx(34 + 222 * 4 / 108, abs=0.1))]
+    svg = evaluate.plot("a < b", "frame", [("one", [0, 1, 2], [1, 10, 100]), ("two*", [0, 2], [0, 10])], log=True)
+    one, two = points(svg)
+    assert one[1][1] == pytest.approx((one[0][1] + one[2][1]) / 2, abs=0.1) == two[0][1] and len(two) == 1      # 0 has no logarithm
+    assert "a &lt; b" in svg and "stroke-dasharray" in svg and ">two</text>" in svg
+    assert evaluate.plot("", "", [("none", [0], [math.nan])]) == ""
+    columns = ("step", "wasserstein", "gp", "generator", "short_percent", "long_percent")
+    train.write_csv(tmp_path / "motion.csv", [dict(zip(columns, (k, 3 / k, 1, k, 50 / k, 60 / k))) for k in (1, 2, 4)])
+    losses, distances = evaluate.training_plots(tmp_path / "motion.csv")
+    assert len(points(losses)) == 3 and len(points(distances)) == 2 and len(points(losses)[0]) == 3
+    assert evaluate.training_plots(tmp_path / "absent.csv") == []
 
 
 def look_at(path, videos):
