@@ -1104,11 +1104,11 @@ def check(args):
         raise InputError(f"{json_path} is named for both outputs; give --html another name.")
     for kind in ("fid", "fvd"):
         if str(getattr(args, kind)).endswith((".npy", ".npz")):
-            raise InputError(f"--{kind} {getattr(args, kind)} is no detector; put LATENTS and MOTION before --{kind}, which takes the "
-                             f"next word for a file.")
+            raise InputError(f"--{kind} {getattr(args, kind)} is no detector; put LATENTS and MOTION before --{kind}, which takes "
+                             f"the next word for a file.")
     if not args.motion and not args.videos:
-        raise InputError("nothing to measure: name a motion model after LATENTS (before --fid and --fvd, which take the next word "
-                         "for a file), or a folder of videos with --videos.")
+        raise InputError("nothing to measure: name a motion model after LATENTS (before --fid and --fvd, which take the next "
+                         "word for a file), or a folder of videos with --videos.")
     if args.clips < 0 or args.frames < 4 or args.every < 1 or args.runs < 1:
         raise InputError(f"--clips {args.clips} --frames {args.frames} --every {args.every} --runs {args.runs}: at least 0, 4, 1 "
                          f"and 1.")
@@ -1245,9 +1245,8 @@ def main(args):
         "reader": [READER_HEADS, READER_SIDE, READER_RIDGE, READER_HELD_OUT, READER_LEAST, *READER_CLIPS],
         "descriptor": {name: sha256_of(embed.dlib_file(name)) for name in (
             "dlib_face_recognition_resnet_model_v1.dat", "shape_predictor_68_face_landmarks.dat")},
-        "versions": {"evaluate.py": sha256_of(__file__), "python": platform.python_version(), "torch": str(torch.__version__), "numpy": np.__version__,
-                     "dlib": dlib.__version__, "opencv": cv2.__version__, "scikit-learn": sklearn.__version__,
-                     "av": av.__version__}}
+        "versions": {"evaluate.py": sha256_of(__file__), "python": platform.python_version(), "torch": str(torch.__version__),
+                     **{package.__name__: package.__version__ for package in (np, dlib, cv2, sklearn, av)}}}
     notes = {"distances": [f"In the training video: {windows} clips of {window} frames, {len(codes)} frames."]}
     parts, tables, runs, over_length, videos, plots = Parts(json_path, settings), Tables(), [], None, [], []
     try:
@@ -1295,20 +1294,20 @@ def main(args):
                 add_distances("sampled", *sets, found)
                 tables.add("loops", "sampled", {"loop": loops["mean"], "loop_worst": min(loops["scores"]), "moves":
                                                 mean(loops["moves"]), "looping": 100 * loops["looping"] / loops["samples"]})
-                clips = [parts.get(f"{name}-clip{k}", lambda: performances(
-                    samples, model, own_pca, k, args.frames, fps, args.every, reader, actors))
-                    for k in tqdm(range(args.clips), desc=f"{name}, clips", unit="clip")]
-                rows = {row: [face_values(clip[row], fps, clip["sampled"], reader) for clip in clips] for row in
-                        (clips[0] if clips else ())}
+                rows, persons = collections.defaultdict(list), []
+                for k in tqdm(range(args.clips), desc=f"{name}, clips", unit="clip"):
+                    clips = parts.get(f"{name}-clip{k}", lambda: performances(
+                        samples, model, own_pca, k, args.frames, fps, args.every, reader, actors))
+                    for row, clip in clips.items():
+                        rows[row].append(face_values(clip, fps, clips["sampled"], reader))
+                    if actors and len(descriptors_of(clips["offset trick"])):
+                        persons.append(descriptors_of(clips["offset trick"]).mean(0))
                 for row, values in rows.items():
-                    label = "sampled, training actor" if row == "sampled" else row
-                    for table in ("faces", "truth"):
-                        tables.add(table, label, averaged(values))
-                if len(rows) > 1:
-                    persons = [clip["offset trick"]["descriptors"].numpy() for clip in clips]
-                    persons = [d[np.isfinite(d[:, 0])].mean(0) for d in persons if np.isfinite(d[:, 0]).any()]
-                    tables.add("faces", "between the actors", {"acd": acd(np.array(persons))})
-                runs.append({"motion": str(path), "seed": first, "codes": found, "loops": loops, "clips": rows})
+                    means, label = averaged(values), "sampled, training actor" if row == "sampled" else row
+                    tables.add("faces", label, means)
+                    tables.add("truth", label, {"drift": means.get("drift")} if row == "sampled" else means)
+                tables.add("faces", "between the actors", {"acd": acd(np.array(persons))})
+                runs.append({"motion": str(path), "seed": first, "codes": found, "loops": loops, "clips": dict(rows)})
 
         # Other methods' videos
         for number, folder in enumerate(folders):
@@ -1338,10 +1337,10 @@ def main(args):
                 tables.add("loops", folder.path.name, {
                     "loop": mean(scores), "loop_worst": min(scores), "looping": 100 * mean([s < LOOPS for s in scores]),
                     "moves": mean([moves(v, usual) for v in halves])})
-            clips = [parts.get(f"{name}-clip{k}", lambda: observe(
-                folder.frames(k, list(range(min(args.frames, folder.lengths[k])))), fps, args.every, reader))
+            values = [face_values(parts.get(f"{name}-clip{k}", lambda: observe(
+                folder.frames(k, list(range(min(args.frames, folder.lengths[k])))), fps, args.every, reader)),
+                embed.header(folder.files[k])[1] or fps, None, reader)
                 for k in tqdm(range(min(args.clips, len(folder.files))), desc=f"{name}, clips", unit="clip")]
-            values = [face_values(clip, embed.header(file)[1] or fps, None, reader) for clip, file in zip(clips, folder.files)]
             for table in ("faces", "truth"):
                 tables.add(table, folder.path.name, averaged(values))
             runs.append({"videos": str(folder.path), "lengths": folder.lengths, "loops": scores, "clips": values})
