@@ -1248,7 +1248,7 @@ def main(args):
         "versions": {"evaluate.py": sha256_of(__file__), "python": platform.python_version(), "torch": str(torch.__version__),
                      **{package.__name__: package.__version__ for package in (np, dlib, cv2, sklearn, av)}}}
     notes = {"distances": [f"In the training video: {windows} clips of {window} frames, {len(codes)} frames."]}
-    parts, tables, runs, over_length, videos, plots = Parts(json_path, settings), Tables(), [], None, [], []
+    parts, tables, runs = Parts(json_path, settings), Tables(), []
     try:
         # The training video, which all else is compared with
         def of(*names):
@@ -1256,7 +1256,7 @@ def main(args):
             return {k: settings[k] for k in ("image_model", "versions", *names)}
 
         video = "latents_sha256", "sidecar", "source"
-        reader = None if truth else cached(of("reader"), lambda: fit_reader(model))
+        reader = None if truth or not args.clips else cached(of("reader"), lambda: fit_reader(model))
         references = {} if not detectors else cached(
             of(*video, "detectors", "window", "seed", "fid_frames", "short", "stylegan_v"),
             lambda: video_statistics(parts, detectors, model, codes, latents, places, window, args.seed, lengths))
@@ -1389,9 +1389,9 @@ def main(args):
                                       f"least {detectors['fvd'].d + 1}, and there are {max(real_clips.values())}.")
 
         # Plots and videos of the page
+        over_length = parts.get("over-length", lambda: length_table(*motions[0], codes, shots, args.seed)) if motions else None
         if html_path:
             plots, videos = illustrate(args, codes, latents, motions, model, places, pca, folders)
-            over_length = length_table(*motions[0], codes, shots, args.seed) if motions else None
             if over_length:
                 plots.append(plot("Distance of windows over the length of samples, % of frozen frames", "frame", [
                     ("samples", over_length["frames"], over_length["percent"]),
