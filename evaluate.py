@@ -1147,7 +1147,8 @@ def load_inputs(args, device):
 def illustrate(args, codes, latents, motions, model, places, pca, folders):
     """Plots and videos of the page, of the first motion model and the first folder: [svg], [(caption, data URI)]."""
     fps, (start, end) = latents["fps"], max(latents["clips"], key=lambda clip: clip[1] - clip[0])
-    T = min(round(PAGE_SECONDS * fps), end - start)
+    slow = model.device.type == "cpu" and model.size > 256                      # a picture of 1024 px takes a core a second
+    T = min(round((1 if slow else PAGE_SECONDS) * fps), end - start)
     seconds = [t / fps for t in range(T)]
 
     def curves(w):
