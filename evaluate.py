@@ -890,10 +890,10 @@ def reconstruction_rows(video):
 # ------------------------------------------------------------------------------------------------------------------
 
 COLUMNS = {     # heading, digits, function whose docstring explains it
-    "fid_short": ("FID short ↓", 1, fid), "fid_long": ("FID long ↓", 1, fid),
-    "fvd_short": ("FVD short ↓", 1, fvd), "fvd_long": ("FVD long ↓", 1, fvd),
-    "codes_short": ("codes short ↓", 2, code_table), "codes_long": ("codes long ↓", 2, code_table),
-    "frames_short": ("frames short ↓", 2, code_table), "frames_long": ("frames long ↓", 2, code_table),
+    "fid_short": ("FID short", 1, fid), "fid_long": ("FID long", 1, fid),
+    "fvd_short": ("FVD short", 1, fvd), "fvd_long": ("FVD long", 1, fvd),
+    "codes_short": ("codes short", 2, code_table), "codes_long": ("codes long", 2, code_table),
+    "frames_short": ("frames short", 2, code_table), "frames_long": ("frames long", 2, code_table),
     "fvd_16": ("fvd2048_16f ↓", 1, fvd_of_stylegan_v), "fvd_128": ("fvd2048_128f ↓", 1, fvd_of_stylegan_v),
     "loop": ("score ↑", 3, loop_score), "loop_worst": ("worst ↑", 3, loop_score),
     "looping": ("looping, % ↓", 0, loop_score), "moves": ("moves, 1 is best", 2, moves),
@@ -906,7 +906,7 @@ COLUMNS = {     # heading, digits, function whose docstring explains it
     "r2": ("R2 ↑", 2, fit_reader), "error": ("error ↓", 2, fit_reader),
     "psnr": ("PSNR, dB ↑", 2, reconstruction_rows), "psnr_worst": ("worst ↑", 2, reconstruction_rows)}
 TABLES = {
-    "distances": ("Fréchet distances to the training video, as in the paper's table 1",
+    "distances": ("Fréchet distances to the training video (↓), as in the paper's table 1",
                   ("fid_short", "fid_long", "fvd_short", "fvd_long", "codes_short", "codes_long", "frames_short", "frames_long")),
     "stylegan_v": ("FVD by StyleGAN-V's protocol", ("fvd_16", "fvd_128")),
     "loops": ("Loops", ("loop", "loop_worst", "looping", "moves")),
@@ -1381,6 +1381,8 @@ def main(args):
                 if k in readable(reader, faces.IDENTITY + faces.MOTION):
                     tables.add("reader", f"{name} ({'identity' if name in faces.IDENTITY else 'motion'})",
                                {"r2": float(reader["r2"][k]), "error": float(reader["error"][k])})
+            notes["truth"] = ["The crops of the training video are sharper than any picture that the reader has learnt from: the row to "
+                              "compare with is the reconstruction."]
             notes["reader"] = [f"Of {len(faces.IDENTITY)} identity and {len(faces.MOTION)} motion parameters; the rest is not "
                                f"read."]
         if not detectors:
