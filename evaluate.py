@@ -1077,7 +1077,8 @@ th, td {{ padding: 0.2em 0.7em; text-align: right; white-space: nowrap; border-b
 th:first-child {{ text-align: left }} tr:first-child th {{ border-bottom: 2px solid #888 }} tr > th {{ font-weight: 600 }}
 ul {{ color: #555; font-size: 0.85em; margin: 0.5em 0 0; padding-left: 1.2em }}
 .row {{ display: flex; flex-wrap: wrap; gap: 1em }} figure {{ margin: 0 }} figcaption {{ font-size: 0.85em; color: #555 }}
-video {{ display: block; max-width: 100% }} svg {{ width: 560px; max-width: 100%; font: 11px system-ui, sans-serif; fill: #444 }}
+video {{ display: block; height: 190px; max-width: 100% }}
+svg {{ width: 560px; max-width: 100%; font: 11px system-ui, sans-serif; fill: #444 }}
 svg .grid {{ stroke: #e4e4e4 }} svg .title {{ font-size: 13px; font-weight: 600 }} pre {{ overflow-x: auto; font-size: 0.8em }}
 </style></head><body><h1>StyleVideoGAN: evaluation</h1>
 <div class="row">{shown}</div>
@@ -1104,8 +1105,8 @@ def check(args):
         raise InputError(f"{json_path} is named for both outputs; give --html another name.")
     for kind in ("fid", "fvd"):
         if str(getattr(args, kind)).endswith((".npy", ".npz")):
-            raise InputError(f"--{kind} {getattr(args, kind)} is no detector; put LATENTS and MOTION before --{kind}, which takes "
-                             f"the next word for a file.")
+            raise InputError(f"--{kind} {getattr(args, kind)} is no detector; put LATENTS and MOTION before --{kind}, which "
+                             f"takes the next word for a file.")
     if not args.motion and not args.videos:
         raise InputError("nothing to measure: name a motion model after LATENTS (before --fid and --fvd, which take the next "
                          "word for a file), or a folder of videos with --videos.")
@@ -1381,8 +1382,8 @@ def main(args):
                 if k in readable(reader, faces.IDENTITY + faces.MOTION):
                     tables.add("reader", f"{name} ({'identity' if name in faces.IDENTITY else 'motion'})",
                                {"r2": float(reader["r2"][k]), "error": float(reader["error"][k])})
-            notes["truth"] = ["The crops of the training video are sharper than any picture that the reader has learnt from: the row to "
-                              "compare with is the reconstruction."]
+            notes["truth"] = ["The crops of the training video are sharper than any picture that the reader has learnt from: the "
+                              "row to compare with is its reconstruction."]
             notes["reader"] = [f"Of {len(faces.IDENTITY)} identity and {len(faces.MOTION)} motion parameters; the rest is not "
                                f"read."]
         if not detectors:
