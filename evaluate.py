@@ -1,43 +1,434 @@
-"""Measure a motion model: how close its motion is to the training video's, whether it loops, what transfer keeps.
+"""Measure a motion model: how close its videos are to the training video, whether they loop, what transfer keeps.
 
-    python evaluate.py latents.npy motion.pt                          # table on standard output, results.json
-    python evaluate.py latents.npy motion.pt --actors 4 --json quick.json
-    python evaluate.py latents.npy motion.pt --video moved/video.mp4  # where the training video is now
+    python evaluate.py latents.npy motion.pt                           # tables, results.json, results.html; fetches nothing
+    python evaluate.py latents.npy motion.pt --fid --fvd               # the paper's table 1; fetches two detectors, 147 MB, once
+    python evaluate.py latents.npy motion.pt --fid inception-2015-12-05.pt --fvd i3d_torchscript.pt
+    python evaluate.py latents.npy one.pt two.pt three.pt              # trainings of one method: mean and standard deviation
+    python evaluate.py latents.npy motion.pt --runs 5                  # the same over draws of samples
+    python evaluate.py latents.npy --videos tganv2/ --window 16        # another method's videos under the same protocol
+    python evaluate.py latents.npy motion.pt --clips 128 --every 1     # the ACD of the paper, in full
 
-Everything here needs no download. Distances of codes stand in for the paper's FID and FVD, which compare pictures with
-networks that do; dlib's landmarks and face descriptor judge what is rendered. Deterministic: the same seed, files and machine
-give the same numbers. Shapes: T frames, L style rows, D style width; coordinates (T, 32) in the PCA of the training codes.
+An interrupted evaluation goes on where it was when the same command is given again. Deterministic: the same seed, files and
+machine give the same numbers. Shapes: B batch, T frames, L style rows, D style width, d features of a detector; frames
+(T, H, W, 3) uint8 RGB; coordinates (T, 32) in the PCA of the training codes; points (T, 68, 2) in pixels.
+
+The first paragraph of a metric's docstring says what it is, its unit, which direction is better and where it comes from; it
+is also the footnote of its column.
 """
 
 import argparse
+import base64
+import bisect
+import collections
+import csv
+import hashlib
+import html
+import itertools
 import json
+import math
 import os
 import platform
+import re
+import shutil
 import sys
+import tempfile
+import textwrap
 import time
 from pathlib import Path
 
+import av
 import cv2
 import dlib
 import numpy as np
+import sklearn
 import torch
+from sklearn.linear_model import Ridge
 from tqdm import tqdm
 
 import embed
 import train
-from models import InputError, load_image_model
+from models import InputError, cache_folder, fetch, load_image_model, sha256_of
+from pretrain import faces
 from sample import load_motion, pick_device, sample
-from transfer import move, pictures_at_once, random_actor, render
+from transfer import FORMATS, VideoWriter, move, pictures_at_once, random_actor, render
 
+# Protocols
+FID_FRAMES = 8000       # of every set (suppl. 2.2)
+LONG_LEAST = 128        # frames of a video in the long set, at least (sec. 4); ours have train.LONG[1] = 400
+STYLEGAN_V = 16, 128    # frames of a clip in StyleGAN-V's fvd2048_16f and fvd2048_128f
+FOLD = 256              # ours: features held before they are merged into a covariance, which takes long at 2048 x 2048
+FVD_LEAST = 10          # frames of a clip, at least, as I3D halves the time again and again
+DETECTORS = {           # TorchScript files as their authors publish them
+    "fid": ("inception-2015-12-05.pt", "https://nvlabs-fi-cdn.nvidia.com/stylegan2-ada-pytorch/pretrained/metrics/"
+            "inception-2015-12-05.pt", "f58cb9b6ec323ed63459aa4fb441fe750cfe39fafad6da5cb504a16f19e958f4"),
+    "fvd": ("i3d_torchscript.pt", "https://www.dropbox.com/s/ge9e5ujwgetktms/i3d_torchscript.pt?dl=1",
+            "bec6519f66ea534e953026b4ae2c65553c17bf105611c746d904657e5860a5e2")}
+RUN = 1_000_000         # ours: sample k of run r is `sample.py --seed SEED + r RUN + k`; those of the long set begin at ...
+LONG_SEED = 500_000     # ... this k, so that no sample counts twice
+# Loops
 LOOP_FRAMES = 1500      # length of the samples that are searched for loops: the paper's longest example (sec. 4)
 LOOP_SAMPLES = 8        # ours
 LOOP_LAG = 25           # ours: shortest lag in frames that counts as a repetition; much below it, any motion resembles itself
 LOOPS = 0.3             # ours: a sample loops when it returns to itself, at its best lag, to within this share of the distance
 #                         of two random frames of the training video. Exact repetition scores 0, independent frames 1
-PERFORMED = 4           # ours: samples that the actors perform in turn. One says little: in one that hardly turns the head dlib
-#                         measures yaw as well as noise (correlations of 0.85, 0.93, 0.92, 0.93 in four samples, five actors each)
-MEASURES = ("mouth_opening", "eye_opening", "yaw")
-CROPS = 32              # crops of the source held at a time
+LENGTH_SAMPLES = 512    # ours: samples behind the curve of distance over length
+# Faces
+MEASURES = "mouth_area", "mouth_opening", "eye_opening", "yaw"
+CROPS = 32              # ours: crops of the source held at a time
+# Reader of drawn faces; all of it ours
+READER_HEADS = 4000     # pictures it learns from. With 5,500 the held-out R^2 are 0.02 higher than with 2,500
+READER_SIDE = 32        # px of the picture that it sees; at 64 no better
+READER_RIDGE = 3.0      # weight of the ridge; 10 loses 0.02
+READER_HELD_OUT = 300   # heads drawn by pretrain/faces.py that its error is measured on
+READER_LEAST = 0.5      # R^2 of a parameter on held-out heads below which it is not read at all
+READER_CLIPS = 6, 50    # actors and frames of the drawn clips that show what a perfect transfer would score
+# Output
+SAVE = 60               # ours: seconds between two saves of an unfinished part
+PAGE_SECONDS, PAGE_SIDE = 5, 192        # ours: length of the page's videos and side of their pictures, at most
+
+
+# ------------------------------------------------------------------------------------------------------------------
+# Parts that are kept: of an unfinished evaluation beside its output, of the training video in the cache folder
+# ------------------------------------------------------------------------------------------------------------------
+
+def digest(value):
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def load_state(path):
+    """What save_state wrote, or None where there is nothing whole. Nothing in the file is executed."""
+    try:
+        return torch.load(path, weights_only=True)
+    except Exception:                                                           # absent, of another version, damaged
+        return None
+
+
+def save_state(path, value):
+    part = path.with_name(f"{path.name}.part")
+    try:
+        torch.save(value, part)
+        os.replace(part, path)
+    except (OSError, RuntimeError) as error:                                    # torch turns a full disk into the latter
+        raise InputError(f"{path} cannot be written ({str(error).splitlines()[0]}); make room there.") from None
+    finally:
+        part.unlink(missing_ok=True)
+
+
+class Parts:
+    """Finished parts of one evaluation, in a folder beside its output that goes when the evaluation is complete."""
+
+    def __init__(self, target, settings):
+        self.folder = target.with_name(f".{target.name}.parts")
+        mark = self.folder / digest(settings)
+        if not mark.exists():                                                   # left by a command with other settings
+            shutil.rmtree(self.folder, ignore_errors=True)
+            self.folder.mkdir()
+            mark.touch()
+        elif any(self.folder.glob("*.pt")):
+            print(f"evaluate.py: goes on with what {self.folder} holds of an interrupted evaluation.", file=sys.stderr)
+
+    def get(self, name, compute):
+        """compute(), unless it is stored already."""
+        value = load_state(self.folder / f"{name}.pt")
+        if value is None:
+            value = compute()
+            save_state(self.folder / f"{name}.pt", value)
+        return value
+
+    def steps(self, name, n, step, state, unit):
+        """step(k, state) for k from 0 to n - 1; the state is saved on the way. Returns the state."""
+        path = self.folder / f"{name}.pt"
+        done, state = load_state(path) or (0, state)
+        saved = time.time()
+        with tqdm(total=n, initial=done, desc=name, unit=unit, mininterval=0.5) as bar:
+            for k in range(done, n):
+                step(k, state)
+                bar.update()
+                if time.time() - saved > SAVE or k == n - 1:
+                    save_state(path, (k + 1, state))
+                    saved = time.time()
+        return state
+
+
+def cached(key, compute):
+    """compute(), unless the cache folder has it from an earlier evaluation. key: all that the value depends on."""
+    path = cache_folder() / "evaluate" / f"{digest(key)}.pt"
+    value = load_state(path)
+    if value is None:
+        value = compute()
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            save_state(path, value)
+        except (InputError, OSError):
+            print(f"evaluate.py: {path.parent} cannot be written, so nothing is cached.", file=sys.stderr)
+    return value
+
+
+# ------------------------------------------------------------------------------------------------------------------
+# FID and FVD
+# ------------------------------------------------------------------------------------------------------------------
+
+def moments():
+    """Of features that come one by one: count, mean (d,) and sum of squares about it (d, d), float64; held: not yet in them."""
+    return {"n": 0, "mean": None, "squares": None, "held": []}
+
+
+def update(m, x):
+    """Adds features x (B, d) to moments. As exact as all at once, in the memory of one covariance."""
+    m["n"] += len(x)
+    m["held"].append(torch.as_tensor(x, dtype=torch.float64))
+    if sum(map(len, m["held"])) >= FOLD:
+        fold(m)
+
+
+def fold(m):
+    """Merges what is held into mean and squares (Chan, Golub and LeVeque 1979)."""
+    if not m["held"]:
+        return
+    x = torch.cat(m["held"])                                                    # (B, d)
+    mean, m["held"] = x.mean(0), []
+    squares, before = (x - mean).T @ (x - mean), m["n"] - len(x)
+    if before:
+        away, share = mean - m["mean"], len(x) / m["n"]
+        squares += m["squares"] + before * share * torch.outer(away, away)
+        mean = m["mean"] + share * away
+    m["mean"], m["squares"] = mean, squares
+
+
+def distance(a, b):
+    """Fréchet distance of the Gaussians with two sets' moments, covariances divided by n; NaN where a set is too small."""
+    if min(a["n"], b["n"]) < 2:
+        return math.nan
+    fold(a)
+    fold(b)
+    (m1, S1), (m2, S2) = ((m["mean"].numpy(), m["squares"].numpy() / m["n"]) for m in (a, b))
+    return max(0.0, train.gaussian_frechet(m1, S1, m2, S2))
+
+
+def fid(a, b):
+    """FID: Fréchet distance of Gaussians fitted to Inception-v3's 2048 features of 8000 frames of each set, or of all that
+    the training video has. No unit; 0 is best. It sees single frames, not their order. Heusel et al. 2017; paper, table 1,
+    with pytorch-fid's weights, here NVIDIA's TorchScript of the same network: the two agree closely, not exactly."""
+    return distance(a["fid"], b["fid"])
+
+
+def fvd(a, b):
+    """FVD: Fréchet distance of Gaussians fitted to I3D's 400 logits of clips as long as the training window: 2048 samples of
+    that length (short), 16 clips of each of 128 long samples (long), 2048 clips at random offsets of the training video, or
+    all that it has. No unit; 0 is best. Unterthiner et al. 2019; paper, table 1, here with StyleGAN-V's TorchScript of I3D,
+    so that the paper's absolute values are not to be compared with."""
+    return distance(a["fvd"], b["fvd"])
+
+
+def fvd_of_stylegan_v(a, b, n):
+    """fvd2048_16f, fvd2048_128f: FVD of clips of 16 and 128 frames, the first ones of 2048 samples against one clip of each
+    training video (here: each shot) at a random offset. No unit; 0 is best. Skorokhodov et al. 2022."""
+    return distance(a[f"fvd {n}"], b[f"fvd {n}"])
+
+
+class Detector:
+    """A network whose features FID or FVD compares. kind: "fid" or "fvd"; file: TorchScript, or "official", which is fetched.
+
+    TorchScript is code, but of a small language that runs in an interpreter of its own: of a fetched file the sha256 is
+    checked, of a given one it is put on record.
+    """
+
+    def __init__(self, kind, file, device):
+        name, url, self.published = DETECTORS[kind]
+        path, wanted = fetch(name, url, self.published, f"--{kind}") if file == "official" else (Path(file), None)
+        self.kind, self.name, self.device, usual = kind, path.name, device, {"fid": "NVIDIA's", "fvd": "StyleGAN-V's"}[kind]
+        self.what = f"give {usual} {name} with --{kind}"
+        if not path.is_file():
+            raise InputError(f"{path} is no file; {self.what}, or leave the name out and it is fetched.")
+        self.sha256 = sha256_of(path)
+        if self.sha256 != (wanted or self.sha256):
+            raise InputError(f"{path} has sha256 {self.sha256}, not {wanted}; delete it, and it is fetched again.")
+        try:
+            self.network = torch.jit.load(str(path), map_location=device).eval()
+        except Exception as error:                                              # torch raises several types here
+            raise InputError(f"{path} is no TorchScript file ({type(error).__name__}); {self.what}.") from None
+        self.d = self.features(np.zeros((1, 16, 32, 32, 3) if kind == "fvd" else (1, 32, 32, 3), np.uint8)).shape[1]
+
+    @torch.no_grad()
+    def features(self, x):
+        """Frames (B, H, W, 3) for FID, clips (B, T, H, W, 3) for FVD, uint8 from 0 to 255 -> (B, d). Both networks resize
+        (Inception to 299 px, I3D to 224 px) and rescale by themselves."""
+        if x.dtype != np.uint8 or x.ndim != (5 if self.kind == "fvd" else 4) or x.shape[-1] != 3:
+            raise InputError(f"--{self.kind} got {x.dtype} of shape {x.shape}; give uint8 RGB from 0 to 255.")
+        if x.max() == 1:
+            raise InputError(f"--{self.kind} got pictures with values from 0 to 1 in uint8; give the range 0 to 255.")
+        x = torch.from_numpy(np.moveaxis(x, -1, 1).copy()).to(self.device)      # (B, 3, H, W) or (B, 3, T, H, W)
+        try:
+            found = self.network(x, return_features=True) if self.kind == "fid" else \
+                self.network(x=x, rescale=True, resize=True, return_features=True)
+            if found.ndim != 2 or len(found) != len(x) or not torch.isfinite(found).all():
+                raise ValueError(f"features of shape {tuple(found.shape)}, or not finite")
+        except (RuntimeError, TypeError, ValueError, AttributeError) as error:
+            raise InputError(f"{self.name} cannot be used for --{self.kind} ({str(error).strip().splitlines()[-1][:150]}); "
+                             f"{self.what}.") from None
+        return found.double().cpu().numpy()
+
+
+def enough(detectors, frames, windows, what, few):
+    """Raises InputError where a set has no more different frames or clips than features: its covariance would be singular."""
+    for kind, count, unit in (("fid", frames, "frames"), ("fvd", windows, "clips of the window's length")):
+        if kind in detectors and count <= detectors[kind].d and not few:
+            raise InputError(f"{what}: {count} {unit} are too few for --{kind}, whose {detectors[kind].d} features need at least "
+                             f"{detectors[kind].d + 1}; give longer or more video, or --few to compute it all the same, with "
+                             f"the count on record.")
+
+
+def drawn(seed, population, n):
+    """n of the numbers below `population`, without repetition, in order; all where there are no more."""
+    return np.sort(np.random.RandomState(seed).choice(population, min(n, population), replace=False)).tolist()
+
+
+def content_hash(path):
+    """sha256 of a file, or of a folder's files."""
+    return sha256_of(path) if Path(path).is_file() else digest(sorted((str(p.relative_to(path)), sha256_of(p))
+                                                                      for p in Path(path).rglob("*") if p.is_file()))
+
+
+def pairs(model, codes, latents, places, start=0):
+    """Yields (k, crop, reconstruction), uint8 (size, size, 3), of the training frames from `start` on; places: the source
+    files, None where they are not there, and then crop is None."""
+    crops = (None for _ in codes) if places is None else (
+        crop for number, path in enumerate(places) for crop in embed.crops(
+            path, [{**f, "quad": np.array(f["quad"])} for f in latents["frames"] if f.get("source", 0) == number], model.size))
+    for batch in embed.in_batches(((k, crop) for k, crop in enumerate(crops) if k >= start), CROPS):
+        w = torch.from_numpy(codes[batch[0][0]:batch[-1][0] + 1]).to(model.device)                  # (B, L, D)
+        for (k, crop), picture in zip(batch, render(model, w, pictures_at_once(model))):
+            yield k, crop, picture
+
+
+def disorders(T, seed):
+    """What the baselines do with the frames of a clip: name -> order (T,)."""
+    return {"frozen frames": np.zeros(T, int), "shuffled frames": np.random.RandomState(seed).permutation(T),
+            "time-reversed": np.arange(T)[::-1]}
+
+
+def video_statistics(parts, detectors, model, codes, latents, places, window, seed, lengths):
+    """Moments of the training video's features: {"original": {"fid", "fvd", "fvd 16", ...}, "W+": ..., and the baselines}.
+
+    fvd: clips of `window` frames inside one shot, train.SHORT of all offsets, or all. fvd N, for N in lengths: one clip of N
+    frames of every shot (StyleGAN-V). Baselines, of the crops if the source is there: both halves, and disorders().
+    """
+    shots, base = latents["clips"], "W+" if places is None else "original"
+    offsets = train.window_starts(shots, window).tolist()
+    rng = np.random.RandomState(seed)
+    starts = {"fvd": {offsets[k] for k in drawn(seed, len(offsets), train.SHORT)}}
+    for n in lengths:
+        starts[f"fvd {n}"] = {int(a + rng.randint(b - a - n + 1)) for a, b in shots if b - a >= n}
+    frames, middle = set(drawn(seed, len(codes), FID_FRAMES)), len(codes) // 2
+    spans = {"fvd": window, **{f"fvd {n}": n for n in lengths}}
+    names = (["original"] if places else []) + ["W+", "first half", "second half", *disorders(1, 0)]
+    state = {name: {key: moments() for key in ("fid", *spans)} for name in names}
+    held, stream = collections.deque(maxlen=max(spans.values())), []
+
+    def step(k, state):
+        if not stream:                                                          # the first step here: maybe not frame 0
+            stream.append(pairs(model, codes, latents, places, max(0, k - held.maxlen + 1)))
+        while not held or held[-1][0] < k:
+            held.append(next(stream[0]))
+        _, crop, picture = held[-1]
+        views = {"W+": picture} if crop is None else {"original": crop, "W+": picture}
+        if k in frames and "fid" in detectors:
+            x = detectors["fid"].features(np.stack(list(views.values())))
+            for row, name in zip(x, views):
+                update(state[name]["fid"], row[None])
+            own = x[:1]
+            update(state["first half" if k < middle else "second half"]["fid"], own)
+            if k in starts["fvd"]:                                              # a frozen clip shows only its first frame
+                update(state["frozen frames"]["fid"], own)
+        for key, n in spans.items() if "fvd" in detectors else ():
+            if k - n + 1 not in starts[key]:
+                continue
+            clips = {name: np.stack([h[1 if name == "original" else 2] for h in list(held)[-n:]]) for name in views}
+            own = clips[base]
+            clips.update({name: own[order] for name, order in disorders(n, [seed, k]).items()})
+            for row, name in zip(detectors["fvd"].features(np.stack(list(clips.values()))), clips):
+                update(state[name][key], row[None])
+                if name == base and (k < middle or k - n + 1 >= middle):        # not the clips astride the middle
+                    update(state["first half" if k < middle else "second half"][key], row[None])
+
+    state = parts.steps("training video, detectors", len(codes), step, state, "frame")
+    for name in ("shuffled frames", "time-reversed"):                           # the same frames
+        state[name]["fid"] = state[base]["fid"]
+    for m in (m for row in state.values() for m in row.values()):
+        fold(m)
+    return state
+
+
+class Samples:
+    """A motion model's samples as videos: sample k is that of `sample.py --seed FIRST + k`."""
+
+    def __init__(self, G, model, first):
+        self.G, self.model, self.first = G, model, first
+
+    def length(self, k):
+        return math.inf
+
+    def codes(self, k, T):
+        return torch.from_numpy(np.concatenate(list(sample(self.G, T, self.first + k))))            # (T, L, D)
+
+    def frames(self, k, wanted):
+        """Frames `wanted`, in order, of sample k: (n, size, size, 3)."""
+        w = self.codes(k, wanted[-1] + 1)[wanted]
+        return render(self.model, w.to(self.model.device), pictures_at_once(self.model))
+
+
+class Folder:
+    """Videos of any method: files, or folders of pictures, in natural order."""
+
+    def __init__(self, path):
+        self.path = Path(path)
+        if not self.path.is_dir():
+            raise InputError(f"{path} is no folder; give one with videos (.mp4, ...) or with folders of pictures, one per video.")
+        endings = {*FORMATS, ".webm", ".avi", ".gif"}
+        found = [p for p in self.path.iterdir() if p.suffix.lower() in endings
+                 or p.is_dir() and any(f.suffix.lower() in embed.PICTURES for f in p.iterdir())]
+        self.files = sorted(found, key=lambda p: [int(t) if t.isdigit() else t.lower() for t in re.split(r"(\d+)", p.name)])
+        if not self.files:
+            raise InputError(f"{path} holds no videos (.mp4, ...) and no folders of pictures; name another folder with --videos.")
+        self.lengths = [sum(1 for _ in embed.read_video(p)) for p in tqdm(self.files, desc="count frames", unit="video")]
+
+    def length(self, k):
+        return self.lengths[k]
+
+    def frames(self, k, wanted):
+        chosen, found = set(wanted), []
+        for index, frame in enumerate(embed.read_video(self.files[k])):
+            if index in chosen:
+                found.append(frame)
+            if index == wanted[-1]:
+                break
+        return np.stack(found)                                                  # (n, H, W, 3)
+
+
+def set_statistics(parts, name, detectors, source, videos, window, per, seed, lengths=()):
+    """Moments of one set's features. videos: [(k, frames of video k)]; per: clips of `window` frames evenly spaced in each;
+    lengths: also its first 16 and 128 frames, of StyleGAN-V's protocol. FID_FRAMES of all the set's frames are drawn."""
+    ends = np.cumsum([min(n, train.LONG[1]) for _, n in videos]).tolist()
+    chosen = drawn(seed, ends[-1], FID_FRAMES) if "fid" in detectors else []
+    state = {key: moments() for key in ("fid", "fvd", *(f"fvd {n}" for n in lengths))}
+
+    def step(j, state):
+        k, n = videos[j][0], min(videos[j][1], train.LONG[1])
+        begin = ends[j] - n
+        mine = [f - begin for f in chosen[bisect.bisect_left(chosen, begin):bisect.bisect_left(chosen, ends[j])]]
+        clips = [("fvd", s, window) for s in np.linspace(0, n - window, per).astype(int).tolist()]
+        clips += [(f"fvd {m}", 0, m) for m in lengths if m <= source.length(k)]
+        clips = clips if "fvd" in detectors else []
+        wanted = sorted({*mine, *(f for _, s, m in clips for f in range(s, s + m))})
+        if not wanted:
+            return
+        frames, place = source.frames(k, wanted), {f: i for i, f in enumerate(wanted)}
+        if mine:
+            update(state["fid"], detectors["fid"].features(frames[[place[f] for f in mine]]))
+        for key, s, m in clips:
+            update(state[key], detectors["fvd"].features(frames[None, place[s]:place[s] + m]))
+
+    return parts.steps(name, len(videos), step, state, "video")
 
 
 # ------------------------------------------------------------------------------------------------------------------
@@ -51,13 +442,13 @@ def usual_distance(x):
 
 
 def loop_score(x, usual=None, shortest=LOOP_LAG):
-    """How nearly a trajectory (T, d) repeats itself: 0 exactly, about 1 never. Higher is better.
+    """Loop score: how nearly a trajectory (T, d) repeats itself, 0 exactly, about 1 never. Higher is better. For every lag from
+    25 frames to T/2 the mean distance of frames that far apart, over the usual distance of two frames; the smallest. It finds
+    loops of a steady tempo. Ours: the paper counts loops by eye (sec. 4, gradient angle penalty).
 
-    For every lag from `shortest` to T/2: the mean distance of frames that far apart, over the usual distance of two frames;
-    the smallest over lags. usual: that of the training video, so that motion which dies down, the simplest loop of all,
-    scores near 0 and not, by its last trembling, near 1; None: of x itself. Give x in units in which what is seen counts
-    most: PCA coordinates, not whitened. It finds loops of a steady tempo. Ours: the paper counts loops by eye (sec. 4,
-    gradient angle penalty). Returns the score and its lag in frames.
+    usual: that of the training video, so that motion which dies down, the simplest loop of all, scores near 0 and not, by
+    its last trembling, near 1; None: of x itself. Give x in units in which what is seen counts most: PCA coordinates, not
+    whitened. Returns the score and its lag in frames.
     """
     x = np.asarray(x, np.float64)
     T = len(x)
@@ -69,31 +460,87 @@ def loop_score(x, usual=None, shortest=LOOP_LAG):
     return float(min(scores)), int(lags[np.argmin(scores)])
 
 
-def code_table(G, meta, codes, clips, seed):
-    """Fréchet distances of sampled to training codes, with what they are to be compared with. Lower is better.
+def moves(x, usual):
+    """Moves: the distance of two random frames of a trajectory (T, d), over that of the training video. No unit; 1 is best,
+    near 0 it stands still. Ours."""
+    return float(usual_distance(x) / usual)
 
-    Short: 2048 samples of one training window. Long: 128 samples of 400 frames, cut into windows (paper, sec. 4 and suppl.
-    2.2, there on pictures). window: on windows of PCA coordinates, train.py's definition; frame: on single frames. percent:
-    window distance over that of frozen frames. floor and halves: see train.code_references.
+
+def code_table(G, meta, codes, clips, seed):
+    """Code distances: Fréchet distances of sampled to training codes, in % of what frozen frames score (windows) or a still
+    picture (single frames). Lower is better. Windows of PCA coordinates in their 64 principal directions; short: 2048 samples
+    of one training window, long: 128 samples of 400 frames, cut into windows (paper, sec. 4 and suppl. 2.2, there on
+    pictures). Ours: what stands in for FID and FVD without a download.
+
+    Returns train.py's code_distances, and what a perfect model would score (floor).
     """
     T, pca, rng = meta["window"], {k: v.cpu() for k, v in meta["pca"].items()}, torch.Generator().manual_seed(seed)
     references = train.code_references(train.coordinates(torch.from_numpy(codes), pca), clips, T)
     short = train.sample_coordinates(G, train.SHORT, T, pca, rng)               # (2048, T, 32)
     long = train.sample_coordinates(G, train.LONG[0], max(train.LONG[1], 4 * T), pca, rng)      # (128, 400, 32)
-    found = train.code_distances(references, short, long)
-    frames = references["frames"]
-    half, percent = len(frames) // 2, 100 / references["frozen"]
-    return {**found, "floor": references["floor"], "floor_percent": percent * references["floor"],
-            "halves": references["halves"], "halves_percent": percent * references["halves"], "frozen": references["frozen"],
-            "frame_halves": train.frechet(frames[:half], frames[half:]),
+    return {**train.code_distances(references, short, long), "floor": references["floor"], "frozen": references["frozen"],
+            "floor_percent": 100 * references["floor"] / references["frozen"],
             "samples_short": train.SHORT, "samples_long": list(long.shape[:2])}
 
 
-def loop_table(G, meta, codes, clips):
+def code_baselines(references):
+    """Rows of what code distances are compared with: {row: {column: %}}, of the training video's own windows."""
+    frames, windows, T, half = references["frames"], references["windows"], references["window"], len(references["frames"]) // 2
+    found = {"perfect model": (references["floor"], math.nan),
+             "half against half": (references["halves"], train.frechet(frames[:half], frames[half:]))}
+    for name in disorders(T, 0):
+        orders = torch.from_numpy(np.stack([disorders(T, k)[name] for k in range(len(windows))]))   # (n, T)
+        x = windows.gather(1, orders[..., None].expand(-1, -1, windows.shape[2])) if name != "frozen frames" else \
+            frames[:, None].expand(-1, T, -1)                                   # (n, T, 32)
+        found[name] = train.code_frechet(windows, x, references["space"]), train.frechet(frames, x.flatten(0, 1))
+    return {name: {"codes_short": 100 * window / references["frozen"], "frames_short": 100 * frame / references["still"]}
+            for name, (window, frame) in found.items()}
+
+
+def length_table(G, meta, codes, clips, seed):
+    """Window distance (% of frozen frames) of LENGTH_SAMPLES samples at several places of their length, and of as many real
+    windows drawn at random, the least that so few can score."""
+    T, pca, rng = meta["window"], {k: v.cpu() for k, v in meta["pca"].items()}, torch.Generator().manual_seed(seed)
+    references = train.code_references(train.coordinates(torch.from_numpy(codes), pca), clips, T)
+    x = train.sample_coordinates(G, LENGTH_SAMPLES, max(train.LONG[1], 4 * T), pca, rng)            # (512, 400, 32)
+    starts = np.linspace(0, x.shape[1] - T, train.PER_LONG).astype(int).tolist()
+    windows, space, percent = references["windows"], references["space"], 100 / references["frozen"]
+    real = windows[np.random.RandomState(seed).randint(0, len(windows), LENGTH_SAMPLES)]
+    return {"frames": starts, "percent": [percent * train.code_frechet(windows, x[:, s:s + T], space) for s in starts],
+            "least": percent * train.code_frechet(windows, real, space), "samples": LENGTH_SAMPLES}
+
+
+def folder_coordinates(parts, name, model, folder, pca):
+    """PCA coordinates [(t, 32)] of a folder's videos, of train.LONG[1] frames at most, embedded by the image model's encoder."""
+    def step(k, state):
+        frames = folder.frames(k, list(range(min(folder.length(k), train.LONG[1]))))
+        w = torch.cat([model.encode(embed.to_network(batch)).cpu() for batch in embed.in_batches(frames, CROPS)])   # (t, L, D)
+        state.append(train.coordinates(w, pca))
+
+    return parts.steps(name, len(folder.files), step, [], "video")
+
+
+def folder_codes(references, x):
+    """code_table's distances of the coordinates [(t, 32)] of any videos; what is too little is left out."""
+    T, found = references["window"], {}
+    long = [v for v in x if len(v) >= max(T, LONG_LEAST)][:train.LONG[0]]
+    sets = {"short": [v[:T] for v in x if len(v) >= T][:train.SHORT],
+            "long": train.long_windows(torch.stack([v[:min(map(len, long))] for v in long]), T) if long else []}
+    for name, windows in sets.items():
+        if len(windows) > train.SPACE:                                          # as many as make a covariance
+            windows = torch.stack(list(windows))
+            away = train.code_frechet(references["windows"], windows, references["space"])
+            frame = train.frechet(references["frames"], windows.flatten(0, 1))
+            found[f"{name}_percent"] = 100 * away / references["frozen"]
+            found[f"frame_{name}_percent"] = 100 * frame / references["still"]
+    return found
+
+
+def loop_table(G, meta, codes, clips, first=0):
     """Loop scores of LOOP_SAMPLES sampled trajectories, of their second half, as a recurrence may take its time to fall into
     a loop, and of the longest training clip.
 
-    moves: the usual distance of two frames of each sample, over that of the training video; near 0 it stands still.
+    moves: of each sample, near 0 it stands still. first: seed of the first sample.
     """
     pca = {k: v.cpu() for k, v in meta["pca"].items()}
 
@@ -102,153 +549,643 @@ def loop_table(G, meta, codes, clips):
 
     start, end = max(clips, key=lambda clip: clip[1] - clip[0])
     video = coordinates(codes[start:end])
-    usual, scores, moves = usual_distance(video), [], []
-    for seed in tqdm(range(LOOP_SAMPLES), desc="loops", unit="sample"):
-        x = np.concatenate([coordinates(w) for w in sample(G, LOOP_FRAMES, seed)])             # (1500, 32)
+    usual, scores, moved = usual_distance(video), [], []
+    for k in tqdm(range(LOOP_SAMPLES), desc="loops", unit="sample"):
+        x = np.concatenate([coordinates(w) for w in sample(G, LOOP_FRAMES, first + k)])             # (1500, 32)
         scores.append(loop_score(x[LOOP_FRAMES // 2:], usual))
-        moves.append(float(usual_distance(x) / usual))
+        moved.append(moves(x, usual))
     return {"frames": LOOP_FRAMES, "samples": LOOP_SAMPLES, "threshold": LOOPS, "scores": [s for s, _ in scores],
             "lags": [lag for _, lag in scores], "mean": float(np.mean([s for s, _ in scores])),
-            "looping": sum(s < LOOPS for s, _ in scores), "moves": moves, "training_video": loop_score(video)[0]}
+            "looping": sum(s < LOOPS for s, _ in scores), "moves": moved, "training_video": loop_score(video)[0]}
+
+
+def loop_baselines(video):
+    """{row: (score, moves)} of coordinates (T, 32): its halves and its frames in other orders, by the video's own measure."""
+    usual, T = usual_distance(video), len(video)
+    found = {"training video": video, "its first half": video[:T // 2], "its second half": video[T // 2:],
+             **{name: video[order] for name, order in disorders(T, 0).items()}}
+    return {name: (loop_score(x, usual)[0], moves(x, usual)) for name, x in found.items() if len(x) > 1}
 
 
 # ------------------------------------------------------------------------------------------------------------------
-# Pictures, judged by dlib
+# Faces, judged by dlib
 # ------------------------------------------------------------------------------------------------------------------
 
-def measure(frames, every):
-    """Aligned frames (T, H, W, 3) uint8 -> measures (T, 3), NaN where dlib finds no face, and descriptors (n, 128) of
-    every `every`-th frame that has one."""
-    tracker, values, descriptors = embed.FaceTracker(), [], []
-    for k, frame in enumerate(frames):
-        points = tracker.step(cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY))[0]
-        values.append([np.nan] * 3 if points is None else [embed.face_measures(points)[m] for m in MEASURES])
-        if k % every == 0 and points is not None:
-            descriptors.append(embed.descriptor(frame, points))
-    return np.array(values), np.array(descriptors)
+class Observer:
+    """Looks at the frames (H, W, 3) uint8 of one clip, one after the other.
+
+    kept(): {"points" (T, 68, 2) in shares of the width, "descriptors" (T, 128), NaN where there is no face or none was asked
+    for (of every `every`-th frame it is), "read" (T, Z) drawn parameters where there is a reader}.
+    """
+
+    def __init__(self, fps, every, reader=None):
+        self.tracker, self.every, self.reader = embed.FaceTracker(fps), every, reader
+        self.points, self.descriptors, self.read = [], [], []
+
+    def look(self, frame):
+        p = self.tracker.step(cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY))[0]
+        asked = p is not None and len(self.points) % self.every == 0
+        self.descriptors.append(embed.descriptor(frame, p) if asked else np.full(128, np.nan))
+        self.points.append(np.full((68, 2), np.nan) if p is None else p / frame.shape[1])
+        if self.reader is not None:
+            self.read.append(small(frame) @ self.reader["weight"].numpy() + self.reader["bias"].numpy())
+
+    def kept(self):
+        kept = {"points": torch.tensor(np.array(self.points)), "descriptors": torch.tensor(np.array(self.descriptors))}
+        return kept if self.reader is None else {**kept, "read": torch.tensor(np.array(self.read))}
+
+
+def observe(frames, fps, every, reader=None):
+    observer = Observer(fps, every, reader)
+    for frame in frames:
+        observer.look(frame)
+    return observer.kept()
+
+
+def mouth_area(points):
+    """Area inside the outer line of the lips (48 to 59) of points (68, 2), over the squared eye distance."""
+    x, y = points[48:60].T
+    area = abs(x @ np.roll(y, -1) - y @ np.roll(x, -1)) / 2                     # of a polygon
+    return area / (embed.eyes(points)[1] ** 2).sum()
+
+
+def measured(clip):
+    """MEASURES of a clip's points: (T, 4)."""
+    return np.array([[np.nan] * 4 if np.isnan(p[0, 0]) else [mouth_area(p), *(embed.face_measures(p)[m] for m in MEASURES[1:])]
+                     for p in clip["points"].numpy()])
+
+
+def descriptors_of(clip):
+    """The descriptors (n, 128) of a clip that there are."""
+    descriptors = clip["descriptors"].numpy()
+    return descriptors[np.isfinite(descriptors[:, 0])]
 
 
 def correlation(a, b):
-    """Pearson's r of each measure between two clips (T, 3), over frames in which both have a face. Higher is better."""
+    """Correlation of mouth area, mouth opening, eye opening, yaw: Pearson's r, frame by frame, between a clip and the one whose
+    motion it performs, by dlib's landmarks, mean over the clips. From -1 to 1, higher is better. That of the lips' area is the
+    LiA of Manandhar and Genovesio 2023 (One-Style), there between the videos of one motion; the others are ours."""
     both = np.isfinite(a).all(1) & np.isfinite(b).all(1)
-    return [float(np.corrcoef(a[both, m], b[both, m])[0, 1]) if both.sum() > 2 else float("nan") for m in range(3)]
+    return [pearson(a[both, m], b[both, m]) for m in range(a.shape[1])]
+
+
+def pearson(x, y):
+    """r of two series (T,); NaN where one of them stands still."""
+    still = len(x) < 3 or min(x.std(), y.std()) < 1e-9
+    return math.nan if still else float(np.corrcoef(x, y)[0, 1])
 
 
 def acd(descriptors):
-    """Average content distance of one clip: mean L2 distance of dlib's face descriptors over all pairs of frames
-    (Tulyakov et al. 2018; paper, sec. 4). Lower is better; dlib calls faces below 0.6 one person."""
+    """ACD, average content distance: mean L2 distance of dlib's face descriptors over all pairs of a clip's frames, mean over
+    the clips. In the descriptor's own unit: 0 between equal pictures, below 0.6 between pictures of one person (dlib). Lower is
+    better, but a face that stands still wins: see speed. Tulyakov et al. 2018; paper, sec. 4."""
     if len(descriptors) < 2:
         return float("nan")
     rows, columns = np.triu_indices(len(descriptors), 1)
     return float(np.linalg.norm(descriptors[rows] - descriptors[columns], axis=1).mean())
 
 
-def actor_table(model, meta, motions, actors, every):
-    """Sampled trajectories (n, T, L, D) performed by the training actor, all of them, and by `actors` random ones (seeds 0,
-    1, ...), who take them in turn, with the offset trick and naively: per actor the correlation of each measure with the
-    training actor's in the same motion, and ACD."""
-    pca = {k: meta["pca"][k].to(model.device).float() for k in ("mean", "basis")}
-    motions, batch = motions.to(model.device), pictures_at_once(model)
-    own = [measure(render(model, w, batch), every) for w in tqdm(motions, desc="training actor", unit="sample")]
-    rows = {"offset": [], "naive": []}
-    identities = []
-    for seed in tqdm(range(actors), desc="actors", unit="actor"):
-        w_new, k = random_actor(model, seed), seed % len(motions)
-        for name in rows:
-            moved = move(motions[k], w_new, pca, motions[k, 0], name)
-            values, descriptors = measure(render(model, moved, batch), every)
-            rows[name].append({"seed": seed, "sample": k, **dict(zip(MEASURES, correlation(values, own[k][0]))),
-                               "acd": acd(descriptors), "found": float(np.isfinite(values).all(1).mean())})
-            if name == "offset" and len(descriptors):
-                identities.append(descriptors.mean(0))
-    between = acd(np.array(identities)) if len(identities) > 1 else float("nan")
-    means = {name: {key: float(np.nanmean([row[key] for row in part])) for key in (*MEASURES, "acd", "found")}
-             for name, part in rows.items()}
-    return {"samples": len(motions), "frames": motions.shape[1], "descriptor_every": every, "training_actor": {
-        "acd": float(np.mean([acd(descriptors) for _, descriptors in own])),
-        "found": float(np.mean([np.isfinite(values).all(1).mean() for values, _ in own]))},
-        "mean": means, "between_actors": between, "actors": rows}
+def similarity(descriptors):
+    """Similarity: mean cosine similarity of the face descriptors of a clip's first frame and of each later one, mean over the
+    clips. 1 is best. The ArcFace column of Manandhar and Genovesio 2023, here with dlib's descriptor, so not to be compared with
+    theirs."""
+    if len(descriptors) < 2:
+        return float("nan")
+    unit = descriptors / np.linalg.norm(descriptors, axis=1, keepdims=True)
+    return float((unit[1:] @ unit[0]).mean())
 
 
-def reconstruction_table(model, codes, latents, video):
-    """How much of the video the codes hold: PSNR (dB, higher is better) of the rendered codes against the aligned crops of
-    the source, and correlation of dlib's measures between both. None where the source is not there."""
-    sidecar = Path(latents).with_suffix(".json")
-    if not sidecar.is_file():
-        return None
-    read = json.loads(sidecar.read_text(encoding="utf-8"))
-    sources = [video] if video else read["source"]
-    places = [next((p for p in (Path(s), sidecar.parent / s) if p.exists()), None) for s in sources]
-    if None in places or len(places) != len(read["source"]):
-        return None
-    values, found = [], [[], []]
-    crops = (crop for k, path in enumerate(places)
-             for crop in embed.crops(path, [{**f, "quad": np.array(f["quad"])} for f in read["frames"]
-                                            if f.get("source", 0) == k], model.size))
-    trackers, batch, done = (embed.FaceTracker(), embed.FaceTracker()), [], 0
-    for crop in tqdm(crops, desc="reconstruction", unit="frame", total=len(codes), mininterval=0.5):
-        batch.append(crop)
-        if len(batch) < CROPS and done + len(batch) < len(codes):
-            continue
-        pictures = render(model, torch.from_numpy(codes[done:done + len(batch)]).to(model.device), pictures_at_once(model))
-        for pair in zip(batch, pictures):
-            values.append(embed.psnr(*pair))
-            for tracker, frame, kept in zip(trackers, pair, found):
-                points = tracker.step(cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY))[0]
-                kept.append([np.nan] * 3 if points is None else [embed.face_measures(points)[m] for m in MEASURES])
-        done, batch = done + len(batch), []
-    return {"frames": done, "psnr": float(np.mean(values)), "psnr_worst": float(np.min(values)),
-            **dict(zip(MEASURES, correlation(*map(np.array, found))))}
+def speed(points, fps):
+    """Speed: mean movement of the 68 landmarks from frame to frame, in eye distances per second. As much as the real video is
+    best; none at all makes a good ACD. It holds the landmarks' trembling. Ours."""
+    steps = np.linalg.norm(np.diff(points, axis=0), axis=2).mean(1)             # (T - 1,)
+    eyes = np.linalg.norm(embed.eyes(points)[1], axis=1)
+    return mean(steps / ((eyes[1:] + eyes[:-1]) / 2)) * fps
+
+
+def found(points):
+    """Found: share of the frames in which dlib finds a face; what is not found is not measured. 1 is best."""
+    return float(np.isfinite(points[:, 0, 0]).mean())
+
+
+def mean(values):
+    """Mean of what is no NaN."""
+    values = np.asarray(values, np.float64)
+    return float(values[np.isfinite(values)].mean()) if np.isfinite(values).any() else math.nan
+
+
+def face_values(clip, fps, own=None, reader=None):
+    """All that is measured on a clip of an Observer; own: the clip whose motion it performs."""
+    points, described = clip["points"].numpy(), descriptors_of(clip)
+    values = {"acd": acd(described), "similarity": similarity(described), "speed": speed(points, fps), "found": found(points)}
+    if own is not None:
+        values.update(zip(MEASURES, correlation(measured(clip), measured(own))))
+    if reader is not None:
+        values["drift"] = drift(clip["read"].numpy(), reader)
+        if own is not None:
+            values["motion_r"], values["motion_r2"] = motion_kept(clip["read"].numpy(), own["read"].numpy(), reader)
+    return values
+
+
+def averaged(rows):
+    """Means over dicts of values, NaN left out."""
+    return {name: mean([row[name] for row in rows]) for name in (rows[0] if rows else ())}
+
+
+def video_rows(video, shot, fps, T, n, every, reader):
+    """Rows of the training video: up to n clips of T frames, evenly spaced in one shot (start, end), beside themselves in other
+    orders and beside the video's other half. video: what observe_video found."""
+    def cut(x, s, t):
+        return {name: value[s:s + t] for name, value in x.items()}
+
+    real, (start, end) = video["crops"] or video["pictures"], shot
+    T, first, half = min(T, end - start), -(-start // every), (end - start) // 2 // every * every
+    starts = [every * k for k in evenly(first, (end - T) // every, n)]          # descriptors lie on multiples of `every`
+    clips = [cut(real, s, T) for s in starts]
+    rows = {"training video": averaged([face_values(clip, fps, clip, reader) for clip in clips])}
+    if video["crops"]:
+        rows["its W+ reconstruction"] = averaged([face_values(cut(video["pictures"], s, T), fps, clip, reader)
+                                                  for s, clip in zip(starts, clips)])
+    against, t = [], min(T, half)
+    for s in [every * k for k in evenly(first, (start + half - t) // every, n)] if half else []:
+        a, b = cut(real, s, t), cut(real, s + half, t)
+        x, y = descriptors_of(a), descriptors_of(b)
+        both = len(x) and len(y)
+        against.append({**face_values(b, fps, a, reader),
+                        "acd": float(np.linalg.norm(x[:, None] - y[None], axis=2).mean()) if both else math.nan,
+                        "similarity": similarity(np.concatenate([x[:1], y])) if both else math.nan})
+    rows["half against half"] = averaged(against)
+    for name in disorders(1, 0):
+        rows[name] = averaged([face_values({key: value[disorders(T, k)[name].copy()] for key, value in clip.items()}, fps, clip,
+                                           reader) for k, clip in enumerate(clips)])
+    return rows, len(clips)
+
+
+def evenly(first, last, n):
+    """Up to n whole numbers evenly spaced from first to last."""
+    return list(dict.fromkeys(np.linspace(first, max(first, last), n).astype(int).tolist()))
+
+
+# ------------------------------------------------------------------------------------------------------------------
+# Drawn faces: the parameters that pretrain/faces.py drew are the truth, read back from pictures
+# ------------------------------------------------------------------------------------------------------------------
+
+def why_no_truth(model):
+    """None, or why the parameters of this image model's faces are not known."""
+    if not model.has_actors or model.encoder is None:
+        return f"the image model {model.name} has no other actors"
+    if not model.name.startswith("faces") or model.Z != faces.Z:
+        return f"the faces of the image model {model.name} are not drawn by pretrain/faces.py, so nothing is known of them"
+    return None
+
+
+def small(frame):
+    return cv2.resize(frame, (READER_SIDE, READER_SIDE), interpolation=cv2.INTER_AREA).ravel() / 255.0      # (3072,)
+
+
+def fit_reader(model):
+    """R2: share of a parameter's variance among unseen heads that is read back from their pictures; error: root mean square,
+    parameters run from -1 to 1. Only what has an R2 of 0.5 or more is used. Ours: ridge regression on pictures of 32 px.
+
+    It reads pixels: a linear function of codes would find every motion kept by the offset trick, whatever it looks like. It
+    learns from pictures of the generator, which was taught G(M(z)) = draw(params(z)); its error is that on heads that faces.py
+    draws, encoded and rendered again, as the actors are. The ceiling is what a perfect transfer would score: drawn actors
+    performing one drawn motion, encoded and rendered.
+    """
+    def rendered(pictures):
+        return render(model, model.encode(embed.to_network(pictures)), pictures_at_once(model))
+
+    x, y, rng = [], [], np.random.RandomState(0)
+    for start in tqdm(range(0, READER_HEADS, 100), desc="reader, 100 heads", unit="step"):
+        z = rng.standard_normal((min(100, READER_HEADS - start), faces.Z))
+        x += [small(p) for p in render(model, model.map(torch.from_numpy(z).float()), pictures_at_once(model))]
+        y.append(faces.params(z))
+    ridge = Ridge(READER_RIDGE, solver="cholesky").fit(np.array(x), np.concatenate(y).astype(np.float64))
+    weight, bias = ridge.coef_.T, ridge.intercept_                              # (3072, Z), (Z,)
+    truth, read = [], []
+    for _ in tqdm(range(0, READER_HELD_OUT, 20), desc="reader, 20 held out", unit="step"):
+        p = faces.params(rng.standard_normal((20, faces.Z)))
+        truth.append(p)
+        read += [small(frame) @ weight + bias for frame in rendered([faces.draw(q, model.size) for q in p])]
+    truth, read = np.concatenate(truth).astype(np.float64), np.array(read)
+    r2 = 1 - ((truth - read) ** 2).mean(0) / truth.var(0)
+    reader = {"weight": torch.from_numpy(weight), "bias": torch.from_numpy(bias), "r2": torch.from_numpy(r2),
+              "spread": torch.from_numpy(truth.std(0)), "error": torch.from_numpy(np.sqrt(((truth - read) ** 2).mean(0)))}
+    n, T = READER_CLIPS
+    motion, _ = faces.talk(8 * T, 25, 1)
+    clips, first = [], len(faces.IDENTITY)
+    for k in tqdm(range(n), desc="reader, clips", unit="clip"):
+        p = np.repeat(faces.actor(100 + k, 1.0)[None], T, 0)
+        p[:, first:first + motion.shape[1]] = motion[::8]
+        clips.append(np.stack([small(f) for f in rendered([faces.draw(q, model.size) for q in p])]) @ weight + bias)
+    kept = [motion_kept(clip, clips[0], reader) for clip in clips[1:]]
+    reader["ceiling"] = {"drift": mean([drift(clip, reader) for clip in clips]), "motion_r": mean([k[0] for k in kept]),
+                         "motion_r2": mean([k[1] for k in kept])}
+    return reader
+
+
+def readable(reader, kind):
+    """Numbers of the parameters of a kind (faces.IDENTITY or faces.MOTION) that the reader can read."""
+    return [k for k, name in enumerate(faces.NAMES) if name in kind and reader["r2"][k] >= READER_LEAST]
+
+
+def drift(read, reader):
+    """Identity drift: standard deviation over a clip of the identity parameters read from its frames, root mean square over the
+    parameters, in % of their standard deviation among heads. 0 is best; the reader's own part in it is that of the ceiling.
+    Ours; possible because the faces are drawn."""
+    k = readable(reader, faces.IDENTITY)
+    return 100 * float(np.sqrt(np.mean((read[:, k].std(0) / reader["spread"].numpy()[k]) ** 2))) if k else math.nan
+
+
+def motion_kept(read, own, reader):
+    """Motion kept, r and R2: correlation, and 1 - squared error over variance (means removed, so that the size of the movement
+    counts, too), between the motion parameters read from an actor's frames and from the training actor's in the same motion;
+    mean over parameters and clips. 1 is best. Ours; possible because the faces are drawn."""
+    a, b = (x[:, readable(reader, faces.MOTION)] for x in (read, own))
+    a, b = a - a.mean(0), b - b.mean(0)
+    return mean([pearson(x, y) for x, y in zip(a.T, b.T)]), mean(1 - ((a - b) ** 2).sum(0) / ((b ** 2).sum(0) + 1e-12))
+
+
+def raw_actor(model, seed):
+    """Code (L, D) of random_actor's person as the mapping network gives it: not rendered, not embedded."""
+    z = np.random.RandomState(seed).standard_normal((1, model.Z))
+    return model.map(torch.from_numpy(z).float())[0]
+
+
+ROWS = {"offset trick": ("offset", random_actor), "naive shift": ("naive", random_actor),       # paper, sec. 3 and Fig. 4
+        "offset trick, not re-embedded": ("offset", raw_actor)}
+
+
+def performances(samples, model, pca, k, T, fps, every, reader, actors):
+    """Sample k of T frames by the training actor and, with `actors`, by random actor k in every way of ROWS."""
+    batch, w = pictures_at_once(model), samples.codes(k, T).to(model.device)    # (T, L, D)
+    found = {"sampled": observe(render(model, w, batch), fps, every, reader)}
+    for name, (mode, actor) in ROWS.items() if actors else ():
+        found[name] = observe(render(model, move(w, actor(model, k), pca, w[0], mode), batch), fps, every, reader)
+    return found
+
+
+# ------------------------------------------------------------------------------------------------------------------
+# The training video itself
+# ------------------------------------------------------------------------------------------------------------------
+
+def source_files(latents_path, sidecar, video):
+    """Files of the training video, None where they are not: as latents.json names them, or video in their place."""
+    sources = [] if sidecar is None else [video] if video else sidecar.get("source") or []
+    sources = [sources] if isinstance(sources, str) else sources
+    found = [next((p for p in (Path(s), Path(latents_path).parent / s, Path(__file__).parent / s) if p.exists()), None)
+             for s in sources]
+    return None if not found or None in found or len(found) != len(sidecar["source"]) else found
+
+
+def stretches(T, n=25):
+    """disorders() within stretches of n frames: name -> order (T,). Ours: a second, as far as a face moves in a clip of FVD."""
+    cut = [(s, min(n, T - s)) for s in range(0, T, n)]
+    return {name: np.concatenate([s + disorders(m, s)[name] for s, m in cut]) for name in disorders(1, 0)}
+
+
+def observe_video(model, codes, latents, places, every, reader):
+    """observe() of the training video: {"crops" (None where the source is not there), "pictures" (the reconstructions), "psnr":
+    {row: (n,)}}; a stretch at a time, so that memory stays the same."""
+    fps, scores, stretch = latents["fps"], collections.defaultdict(list), []
+    observers = {name: Observer(fps, every, reader) for name in ("crops", "pictures")}
+    orders = stretches(len(codes))
+
+    def finish():
+        first = stretch[0][0]
+        for k, crop, picture in stretch:
+            scores["W+ reconstruction"].append(embed.psnr(crop, picture))
+            for name, order in orders.items():
+                if order[k] != k:                                               # against itself it would be infinite
+                    scores[name].append(embed.psnr(crop, stretch[order[k] - first][1]))
+        stretch.clear()
+
+    for k, crop, picture in tqdm(pairs(model, codes, latents, places), desc="training video", unit="frame", total=len(codes)):
+        observers["pictures"].look(picture)
+        if crop is not None:
+            observers["crops"].look(crop)
+            if stretch and k % 25 == 0:
+                finish()
+            stretch.append((k, crop, picture))
+    if stretch:
+        finish()
+    return {"pictures": observers["pictures"].kept(), "crops": observers["crops"].kept() if scores else None,
+            "psnr": {name: torch.tensor(values, dtype=torch.float64) for name, values in scores.items()}}
+
+
+def reconstruction_rows(video):
+    """PSNR: of the rendered codes against the crops of the source, in dB; higher is better. How much of the video the codes hold;
+    the baselines are the crops themselves in another order within each second. Ours."""
+    crops, rows = measured(video["crops"]), {}
+    orders = {"W+ reconstruction": None, **stretches(len(crops))}
+    for name, order in orders.items():
+        other = measured(video["pictures"]) if order is None else crops[order]
+        rows[name] = {"psnr": float(video["psnr"][name].mean()), "psnr_worst": float(video["psnr"][name].min()),
+                      **dict(zip(MEASURES, correlation(other, crops)))}
+    return rows
 
 
 # ------------------------------------------------------------------------------------------------------------------
 # Report
 # ------------------------------------------------------------------------------------------------------------------
 
-def number(value, digits=3):
-    return "-" if value is None or value != value else f"{value:.{digits}f}"
+COLUMNS = {     # heading, digits, function whose docstring explains it
+    "fid_short": ("FID short", 1, fid), "fid_long": ("FID long", 1, fid),
+    "fvd_short": ("FVD short", 1, fvd), "fvd_long": ("FVD long", 1, fvd),
+    "codes_short": ("codes short", 2, code_table), "codes_long": ("codes long", 2, code_table),
+    "frames_short": ("frames short", 2, code_table), "frames_long": ("frames long", 2, code_table),
+    "fvd_16": ("fvd2048_16f ↓", 1, fvd_of_stylegan_v), "fvd_128": ("fvd2048_128f ↓", 1, fvd_of_stylegan_v),
+    "loop": ("score ↑", 3, loop_score), "loop_worst": ("worst ↑", 3, loop_score),
+    "looping": ("looping, % ↓", 0, loop_score), "moves": ("moves, 1 is best", 2, moves),
+    "acd": ("ACD ↓", 3, acd), "similarity": ("similarity ↑", 3, similarity),
+    "mouth_area": ("mouth area r ↑", 3, correlation), "mouth_opening": ("mouth r ↑", 3, correlation),
+    "eye_opening": ("eyes r ↑", 3, correlation), "yaw": ("yaw r ↑", 3, correlation),
+    "speed": ("speed", 2, speed), "found": ("found ↑", 3, found),
+    "drift": ("identity drift, % ↓", 1, drift), "motion_r": ("motion kept, r ↑", 3, motion_kept),
+    "motion_r2": ("motion kept, R2 ↑", 3, motion_kept),
+    "r2": ("R2 ↑", 2, fit_reader), "error": ("error ↓", 2, fit_reader),
+    "psnr": ("PSNR, dB ↑", 2, reconstruction_rows), "psnr_worst": ("worst ↑", 2, reconstruction_rows)}
+TABLES = {
+    "distances": ("Fréchet distances to the training video (↓), as in the paper's table 1",
+                  ("fid_short", "fid_long", "fvd_short", "fvd_long", "codes_short", "codes_long", "frames_short", "frames_long")),
+    "stylegan_v": ("FVD by StyleGAN-V's protocol", ("fvd_16", "fvd_128")),
+    "loops": ("Loops", ("loop", "loop_worst", "looping", "moves")),
+    "faces": ("Faces, judged by dlib", ("acd", "similarity", *MEASURES, "speed", "found")),
+    "truth": ("Transfer against the truth: parameters of drawn faces, read from pictures", ("drift", "motion_r", "motion_r2")),
+    "reader": ("The reader of drawn faces, on heads that it has not seen: what it can read", ("r2", "error")),
+    "reconstruction": ("Reconstruction of the training video", ("psnr", "psnr_worst", *MEASURES))}
 
 
-def table(title, head, rows):
-    """Aligned text table."""
-    cells = [head] + [[str(c) for c in row] for row in rows]
-    widths = [max(len(row[k]) for row in cells) for k in range(len(head))]
-    lines = ["  ".join(c.ljust(w) if k == 0 else c.rjust(w) for k, (c, w) in enumerate(zip(row, widths))) for row in cells]
-    return "\n".join([title, "  " + lines[0], "  " + "-" * len(lines[0])] + ["  " + line for line in lines[1:]])
+class Tables:
+    """Values by table, row (name, what it is compared with) and column: a list, one value per run."""
+
+    def __init__(self):
+        self.rows = {name: {} for name in TABLES}
+
+    def add(self, table, row, values, against=""):
+        kept = self.rows[table].setdefault((row, against), {})
+        for column in TABLES[table][1]:
+            if values.get(column) is not None and not math.isnan(values[column]):
+                kept.setdefault(column, []).append(float(values[column]))
+
+    def filled(self):
+        """{table: (columns, rows)}: of those that have values."""
+        found = {}
+        for name, rows in self.rows.items():
+            rows = {row: values for row, values in rows.items() if values}
+            if rows:
+                found[name] = TABLES[name][1], rows
+        return found
+
+    def summary(self):
+        """For JSON: mean and standard deviation (n - 1) over the runs, with the values themselves."""
+        return {name: [{"row": row, "against": against, **{
+            c: {"mean": float(np.mean(v)), "std": float(np.std(v, ddof=1)) if len(v) > 1 else None, "values": v}
+            for c, v in values.items()}} for (row, against), values in rows.items()] for name, (_, rows) in self.filled().items()}
 
 
-def report(results):
-    """The whole table as text."""
-    c, l, a, r = results["codes"], results["loops"], results["transfer"], results["reconstruction"]
-    parts = [table("Fréchet distance of codes to the training video's (lower is better)",
-                   ["", "window, short", "% of frozen", "window, long", "% of frozen", "frame, short", "frame, long"],
-                   [["sampled", number(c["short"]), number(c["short_percent"], 2), number(c["long"]),
-                     number(c["long_percent"], 2), number(c["frame_short"]), number(c["frame_long"])],
-                    ["perfect model", number(c["floor"]), number(c["floor_percent"], 2), "", "", "", ""],
-                    ["half of the video against half", number(c["halves"]), number(c["halves_percent"], 2), "", "",
-                     number(c["frame_halves"]), ""],
-                    ["frozen frames", number(c["frozen"]), "100.00", "", "", "", ""]]),
-             table(f"Loops: {l['samples']} samples of {l['frames']} frames (higher is better, below {l['threshold']} loops)",
-                   ["", "score", "looping"],
-                   [["sampled, mean", number(l["mean"]), f"{l['looping']} of {l['samples']}"],
-                    ["sampled, worst", number(min(l["scores"])), ""],
-                    ["training video", number(l["training_video"]), ""]])]
-    if a:
-        head = ["", "ACD", *(m.replace("_", " ") for m in MEASURES), "face found"]
-        rows = [[title, number(a["mean"][name]["acd"]), *(number(a["mean"][name][m]) for m in MEASURES),
-                 number(a["mean"][name]["found"])] for name, title in (("offset", "offset trick"), ("naive", "naive shift"))]
-        rows.append(["training actor", number(a["training_actor"]["acd"]), *(3 * ["1"]), number(a["training_actor"]["found"])])
-        rows.append(["between the actors", number(a["between_actors"]), *(4 * [""])])
-        parts.append(table(f"Transfer of {a['samples']} samples to {len(a['actors']['offset'])} actors: ACD (lower is "
-                           f"better), correlation with the training actor (higher is better)", head, rows))
-    if r:
-        parts.append(table("Reconstruction of the training video", ["", "PSNR, dB", *(m.replace("_", " ") for m in MEASURES)],
-                           [["rendered codes against crops", number(r["psnr"], 2), *(number(r[m]) for m in MEASURES)]]))
+def cell(values, digits):
+    """One number, or mean ± standard deviation."""
+    if not values:
+        return "-"
+    return f"{np.mean(values):.{digits}f}" + (f" ± {np.std(values, ddof=1):.{digits}f}" if len(values) > 1 else "")
+
+
+def grid_of(columns, rows):
+    """Head and cells of a table as text."""
+    against = any(other for _, other in rows)
+    head = ["", *(["reference"] if against else []), *(COLUMNS[c][0] for c in columns)]
+    return [head] + [[name, *([other] if against else []), *(cell(values.get(c), COLUMNS[c][1]) for c in columns)]
+                     for (name, other), values in rows.items()]
+
+
+def footnotes(columns):
+    """First paragraphs of the docstrings behind the columns, each once."""
+    functions = dict.fromkeys(COLUMNS[c][2] for c in columns if COLUMNS[c][2])
+    return [" ".join(f.__doc__.split("\n\n")[0].split()) for f in functions]
+
+
+def report(tables, notes):
+    """All tables as text, each with its footnotes, but none twice."""
+    parts, said = [], set()
+    for name, (columns, rows) in tables.filled().items():
+        cells, below = grid_of(columns, rows), [*notes.get(name, ()), *(n for n in footnotes(columns) if n not in said)]
+        said.update(below)
+        left = 1 + (cells[0][1] == "reference")                                 # columns of words
+        widths = [max(len(row[k]) for row in cells) for k in range(len(cells[0]))]
+        lines = ["  ".join(c.ljust(w) if k < left else c.rjust(w) for k, (c, w) in enumerate(zip(row, widths))).rstrip()
+                 for row in cells]
+        parts.append("\n".join([TABLES[name][0], "  " + lines[0], "  " + "-" * (sum(widths) + 2 * len(widths) - 2)]
+                               + ["  " + line for line in lines[1:]]
+                               + [textwrap.fill(note, 126, initial_indent="  * ", subsequent_indent="    ") for note in below]))
     return "\n\n".join(parts)
 
 
+COLOURS = "#1f77b4", "#d95f02", "#2a9d5c", "#9467bd", "#666666"
+
+
+def plot(title, x_label, curves, log=False):
+    """Curves [(label, xs, ys)] as an SVG picture in text; the dashed ones have labels that end in *."""
+    W, H, left, top, bottom = 560, 300, 58, 34, 44
+    curves = [(label, *zip(*[(x, y) for x, y in zip(xs, ys) if math.isfinite(y) and (y > 0 or not log)]))
+              for label, xs, ys in curves if any(math.isfinite(y) and (y > 0 or not log) for y in ys)]
+    if not curves:
+        return ""
+    scale = math.log10 if log else float
+    xs, ys = ([v for curve in curves for v in curve[axis]] for axis in (1, 2))
+    x0, x1, y0, y1 = min(xs), max(xs), min(map(scale, ys)), max(map(scale, ys))
+    x1, y0, y1 = max(x1, x0 + 1e-9), y0 - 0.04 * (y1 - y0) - 1e-9, y1 + 0.04 * (y1 - y0) + 1e-9
+
+    def at(x, y):
+        return left + (x - x0) / (x1 - x0) * (W - left - 12), H - bottom - (scale(y) - y0) / (y1 - y0) * (H - top - bottom)
+
+    def ticks(lo, hi):
+        step = next(s for s in (f * 10.0 ** e for e in range(-9, 10) for f in (1, 2, 5)) if (hi - lo) / s <= 6)
+        return [round(k * step, 9) for k in range(math.ceil(lo / step), math.floor(hi / step) + 1)]
+
+    marks = [f'<text x="{at(x, ys[0])[0]:.1f}" y="{H - bottom + 16}" text-anchor="middle">{x:g}</text>' for x in ticks(x0, x1)]
+    for y in [10 ** t for t in np.linspace(y0, y1, 5)] if log else ticks(y0, y1):
+        height = at(xs[0], y)[1]
+        marks.append(f'<line x1="{left}" x2="{W - 12}" y1="{height:.1f}" y2="{height:.1f}" class="grid"/>'
+                     f'<text x="{left - 6}" y="{height + 4:.1f}" text-anchor="end">{y:.3g}</text>')
+    for k, (label, xs, ys) in enumerate(curves):
+        colour, dash = COLOURS[k % len(COLOURS)], ' stroke-dasharray="5 4"' if label.endswith("*") else ""
+        points = " ".join(f"{x:.1f},{y:.1f}" for x, y in map(at, xs, ys))
+        marks.append(f'<polyline points="{points}" fill="none" stroke="{colour}" stroke-width="1.5"{dash}/>'
+                     f'<text x="{left + 8 + 120 * (k % 4)}" y="{top + 12 + 14 * (k // 4)}" fill="{colour}">'
+                     f'{html.escape(label.rstrip("*"))}</text>')
+    return (f'<svg viewBox="0 0 {W} {H}" role="img" aria-label="{html.escape(title)}"><text x="{left}" y="18" class="title">'
+            f'{html.escape(title)}</text>{"".join(marks)}<text x="{(W + left) / 2}" y="{H - 8}" text-anchor="middle">'
+            f'{html.escape(x_label)}</text></svg>')
+
+
+def training_plots(path):
+    """What train.py wrote to motion.csv beside the model, as plots; none where it is not there."""
+    try:
+        with open(path, newline="", encoding="utf-8") as file:
+            rows = [{k: float(v) for k, v in row.items()} for row in csv.DictReader(file)]
+        steps = [row["step"] for row in rows]
+        return [plot("Losses of the training", "generator steps", [
+            (label, steps, [row[name] for row in rows]) for name, label in (
+                ("wasserstein", "C(real) - C(fake)"), ("gp", "gradient penalty"), ("generator", "-C(fake)"))]),
+            plot("Distance of windows in the training, % of frozen frames", "generator steps", [
+                (name, steps, [row[f"{name}_percent"] for row in rows]) for name in ("short", "long")], log=True)]
+    except (OSError, ValueError, KeyError, TypeError):
+        return []
+
+
+def embedded_video(frames, fps):
+    """Frames (H, W, 3), no wider than they should be -> an H.264 file in a data URI."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "video.mp4"
+        with VideoWriter(path, fps, crf=23) as video:
+            for frame in frames:
+                video.write(frame)
+        return "data:video/mp4;base64," + base64.b64encode(path.read_bytes()).decode()
+
+
+def page_size(frames):
+    """(T, H, W, 3) -> (T, h, h, 3), at most PAGE_SIDE and even."""
+    side = min(PAGE_SIDE, frames.shape[1]) // 2 * 2
+    return np.stack([cv2.resize(f, (side, side), interpolation=cv2.INTER_AREA) for f in frames])
+
+
+def side_by_side(clips):
+    """[(T, h, h, 3), ...] -> (T, h, w, 3)"""
+    return np.concatenate([page_size(clip) for clip in clips], 2)
+
+
+def page(tables, notes, settings, plots, videos):
+    """The whole report as one HTML page that needs nothing else. videos: [(caption, data URI)]."""
+    parts = []
+    for name, (columns, rows) in tables.filled().items():
+        head, *body = grid_of(columns, rows)
+        lines = ["<tr>" + "".join(f"<th>{html.escape(c)}</th>" for c in head) + "</tr>"]
+        lines += ["<tr>" + "".join(f"<{'th' if k == 0 else 'td'}>{html.escape(c)}</{'th' if k == 0 else 'td'}>"
+                                   for k, c in enumerate(row)) + "</tr>" for row in body]
+        parts.append(f"<h2>{html.escape(TABLES[name][0])}</h2><div class=\"wide\"><table>{''.join(lines)}</table></div><ul>"
+                     + "".join(f"<li>{html.escape(note)}</li>" for note in [*notes.get(name, ()), *footnotes(columns)]) + "</ul>")
+    shown = "".join(f'<figure><video src="{uri}" controls loop muted autoplay playsinline></video><figcaption>'
+                    f'{html.escape(caption)}</figcaption></figure>' for caption, uri in videos)
+    return f"""<!DOCTYPE html>
+<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
+<title>StyleVideoGAN: evaluation</title><style>
+body {{ font: 15px/1.45 system-ui, sans-serif; color: #222; margin: 1.5em auto; max-width: 1180px; padding: 0 1em }}
+h1 {{ font-size: 1.4em }} h2 {{ font-size: 1.05em; margin: 1.6em 0 0.4em }}
+.wide {{ overflow-x: auto }} table {{ border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: 0.92em }}
+th, td {{ padding: 0.2em 0.7em; text-align: right; white-space: nowrap; border-bottom: 1px solid #e4e4e4 }}
+th:first-child {{ text-align: left }} tr:first-child th {{ border-bottom: 2px solid #888 }} tr > th {{ font-weight: 600 }}
+ul {{ color: #555; font-size: 0.85em; margin: 0.5em 0 0; padding-left: 1.2em }}
+.row {{ display: flex; flex-wrap: wrap; gap: 1em }} figure {{ margin: 0 }} figcaption {{ font-size: 0.85em; color: #555 }}
+video {{ display: block; height: 190px; max-width: 100% }}
+svg {{ width: 560px; max-width: 100%; font: 11px system-ui, sans-serif; fill: #444 }}
+svg .grid {{ stroke: #e4e4e4 }} svg .title {{ font-size: 13px; font-weight: 600 }} pre {{ overflow-x: auto; font-size: 0.8em }}
+</style></head><body><h1>StyleVideoGAN: evaluation</h1>
+<div class="row">{shown}</div>
+{"".join(parts)}
+<h2>Plots</h2><div class="row">{"".join(plots)}</div>
+<h2>Settings</h2><details><summary>everything that the numbers depend on</summary>
+<pre>{html.escape(json.dumps(settings, indent=1))}</pre></details>
+</body></html>
+"""
+
+
+# ------------------------------------------------------------------------------------------------------------------
+# Main
+# ------------------------------------------------------------------------------------------------------------------
+
+def check(args):
+    """Outputs, after a look at the options. Raises InputError."""
+    json_path = Path(args.json)
+    html_path = None if args.html == "none" else Path(args.html or json_path.with_suffix(".html"))
+    for path in filter(None, (json_path, html_path)):
+        if path.is_dir() or not path.parent.is_dir() or not os.access(path.parent, os.W_OK):
+            raise InputError(f"{path} cannot be written; name another file with {'--json' if path == json_path else '--html'}.")
+    if html_path == json_path:
+        raise InputError(f"{json_path} is named for both outputs; give --html another name.")
+    for kind in ("fid", "fvd"):
+        if str(getattr(args, kind)).endswith((".npy", ".npz")):
+            raise InputError(f"--{kind} {getattr(args, kind)} is no detector; put LATENTS and MOTION before --{kind}, which "
+                             f"takes the next word for a file.")
+    if not args.motion and not args.videos:
+        raise InputError("nothing to measure: name a motion model after LATENTS (before --fid and --fvd, which take the next "
+                         "word for a file), or a folder of videos with --videos.")
+    if args.clips < 0 or args.frames < 4 or args.every < 1 or args.runs < 1:
+        raise InputError(f"--clips {args.clips} --frames {args.frames} --every {args.every} --runs {args.runs}: at least 0, 4, 1 "
+                         f"and 1.")
+    if not 0 <= args.seed < 2 ** 32 - RUN * args.runs:
+        raise InputError(f"--seed {args.seed}: a seed is a whole number from 0 to {2 ** 32 - RUN * args.runs - 1}.")
+    return json_path, html_path
+
+
+def load_inputs(args, device):
+    """What the command names, checked against each other: codes (N, L, D), latents, [(G, meta)], image model."""
+    codes, latents = train.load_latents(args.latents)
+    sidecar = Path(args.latents).with_suffix(".json")
+    latents["frames"] = json.loads(sidecar.read_text(encoding="utf-8"))["frames"] if sidecar.is_file() else None
+    motions = [load_motion(path, device) for path in args.motion]
+    for path, (G, meta) in zip(args.motion, motions):
+        if codes.shape[1:] != (G.L, G.D):
+            raise InputError(f"{args.latents} has codes of {codes.shape[1]} x {codes.shape[2]}, {path} makes {G.L} x {G.D}: give "
+                             f"the codes that the motion model was trained on.")
+        if None not in (latents["model"]["sha256"], meta["model"]["sha256"]) \
+                and latents["model"]["sha256"] != meta["model"]["sha256"]:
+            raise InputError(f"{args.latents} was embedded with the image model {latents['model']['name']}, {path} was trained "
+                             f"on codes of {meta['model']['name']}: give files that belong together.")
+        if meta["window"] != motions[0][1]["window"]:
+            raise InputError(f"{path} was trained on windows of {meta['window']} frames, {args.motion[0]} on "
+                             f"{motions[0][1]['window']}; give trainings of one method.")
+    recorded = motions[0][1]["model"] if motions else latents["model"]
+    model = load_image_model(args.model or recorded["name"] or "faces128", device=device)
+    if (model.L, model.D) != codes.shape[1:] or recorded["sha256"] not in (None, model.sha256):
+        raise InputError(f"{(args.motion or [args.latents])[0]} belongs to the image model {recorded['name']}, not to "
+                         f"{model.name}; name the right one with --model.")
+    if not motions and len(codes) <= train.COMPONENTS:
+        raise InputError(f"{args.latents}: {len(codes)} frames; the PCA of the codes needs at least {train.COMPONENTS + 1}.")
+    return codes, latents, motions, model
+
+
+def illustrate(args, codes, latents, motions, model, places, pca, folders):
+    """Plots and videos of the page, of the first motion model and the first folder: [svg], [(caption, data URI)]."""
+    fps, (start, end) = latents["fps"], max(latents["clips"], key=lambda clip: clip[1] - clip[0])
+    slow = model.device.type == "cpu" and model.size > 256                      # a picture of 1024 px takes a core a second
+    T = min(round((1 if slow else PAGE_SECONDS) * fps), end - start)
+    seconds = [t / fps for t in range(T)]
+
+    def curves(w):
+        x = train.coordinates(w, pca)                                           # (T, 32)
+        return [(f"PCA {j + 1}", seconds, x[:, j].tolist()) for j in range(3)]
+
+    shown = list(itertools.islice(pairs(model, codes, latents, places, start), T))
+    real = [np.stack([p[j] for p in shown]) for j in (1, 2) if shown[0][j] is not None]
+    videos = [("training video" * (len(real) == 2) + " | " * (len(real) == 2) + "its W+ reconstruction",
+               embedded_video(side_by_side(real), fps))]
+    plots = [plot("Training video: its largest motions", "seconds", curves(torch.from_numpy(codes[start:start + T])))]
+    if motions:
+        G, meta = motions[0]
+        samples, batch = Samples(G, model, args.seed), pictures_at_once(model)
+        w = [samples.codes(k, T) for k in range(3)]
+        plots = training_plots(train.beside(Path(args.motion[0]), ".csv")) + plots
+        plots.append(plot("Sample: its largest motions", "seconds", curves(w[0])))
+        videos.append(("three samples, training actor", embedded_video(side_by_side([render(
+            model, v.to(model.device), batch) for v in w]), fps)))
+        if model.has_actors and model.encoder is not None:
+            own = {k: meta["pca"][k].to(model.device).float() for k in ("mean", "basis")}
+            for name, (mode, actor) in ROWS.items():
+                cells = [render(model, move(w[0].to(model.device), actor(model, k), own, w[0][0].to(model.device), mode), batch)
+                         for k in range(3)]
+                videos.append((f"the first sample by three actors: {name}", embedded_video(side_by_side(cells), fps)))
+    for folder in folders[:1]:
+        n = min(T, *folder.lengths[:3])
+        cells = [folder.frames(k, list(range(n))) for k in range(min(3, len(folder.files)))]
+        side = min(c.shape[1] for c in cells)
+        videos.append((f"{folder.path.name}", embedded_video(side_by_side([np.stack([cv2.resize(f, (side, side)) for f in c])
+                                                                           for c in cells]), fps)))
+    return plots, videos
+
+
 def clean(value):
-    """NaN has no place in JSON: None instead, at any depth."""
+    """For JSON, which has no NaN (None instead) and no paths."""
     if isinstance(value, dict):
         return {k: clean(v) for k, v in value.items()}
     if isinstance(value, (list, tuple)):
@@ -256,75 +1193,263 @@ def clean(value):
     return None if isinstance(value, float) and value != value else value
 
 
-def main(args):
-    started, target = time.time(), Path(args.json)
-    part = target.with_name(f".{target.name}.part")
-    if target.is_dir() or not target.parent.is_dir() or not os.access(target.parent, os.W_OK):
-        raise InputError(f"{target} cannot be written; name another file with --json.")
-    if args.actors < 0 or args.frames < 4 or args.every < 1:
-        raise InputError(f"--actors {args.actors} --frames {args.frames} --every {args.every}: at least 0, 4 and 1.")
-    device = pick_device(args.device)
-    codes, latents = train.load_latents(args.latents)
-    G, meta = load_motion(args.motion, device)
-    if codes.shape[1:] != (G.L, G.D):
-        raise InputError(f"{args.latents} has codes of {codes.shape[1]} x {codes.shape[2]}, {args.motion} makes {G.L} x "
-                         f"{G.D}: give the codes that the motion model was trained on.")
-    if None not in (latents["model"]["sha256"], meta["model"]["sha256"]) and latents["model"]["sha256"] != meta["model"]["sha256"]:
-        raise InputError(f"{args.latents} was embedded with the image model {latents['model']['name']}, {args.motion} was "
-                         f"trained on codes of {meta['model']['name']}: give files that belong together.")
-    if max(end - start for start, end in latents["clips"]) < meta["window"]:
-        raise InputError(f"{args.latents} has no clip as long as the window of {args.motion}, {meta['window']} frames; give "
-                         f"the codes that the motion model was trained on.")
-    model = load_image_model(args.model or meta["model"]["name"] or "faces128", device=device)
-    if (model.L, model.D) != (G.L, G.D) or meta["model"]["sha256"] not in (None, model.sha256):
-        raise InputError(f"{args.motion} belongs to the image model {meta['model']['name']}, not to {model.name}; name the "
-                         f"right one with --model.")
-
-    results = {"codes": code_table(G, meta, codes, latents["clips"], args.seed),
-               "loops": loop_table(G, meta, codes, latents["clips"]), "transfer": None}
-    if model.has_actors and model.encoder is not None and args.actors:
-        motions = torch.stack([torch.from_numpy(np.concatenate(list(sample(G, args.frames, args.seed + k))))
-                               for k in range(min(PERFORMED, args.actors))])                    # (n, T, L, D)
-        results["transfer"] = actor_table(model, meta, motions, args.actors, args.every)
-    else:
-        print("evaluate.py: no other actors in this image model (or none asked for), so nothing is transferred.",
-              file=sys.stderr)
-    results["reconstruction"] = reconstruction_table(model, codes, args.latents, args.video)
-    if results["reconstruction"] is None:
-        print("evaluate.py: the training video is not where latents.json says; name it with --video to measure the "
-              "reconstruction.", file=sys.stderr)
-    results["settings"] = {**vars(args), "model": {"name": model.name, "sha256": model.sha256}, "window": meta["window"],
-                           "training_frames": len(codes), "step": meta["step"], "window_space": train.SPACE,
-                           "python": platform.python_version(), "torch": str(torch.__version__), "numpy": np.__version__,
-                           "dlib": dlib.__version__}
+def write(path, text, option):
+    """The whole file or none of it."""
+    part = path.with_name(f".{path.name}.part")
     try:
-        part.write_text(json.dumps(clean(results), indent=1), encoding="utf-8")
-        os.replace(part, target)
+        part.write_text(text, encoding="utf-8")
+        os.replace(part, path)
     except OSError as error:
-        raise InputError(f"{target} cannot be written ({error.strerror}); name another file with --json.") from None
+        raise InputError(f"{path} cannot be written ({error.strerror}); name another file with {option}.") from None
     finally:
         part.unlink(missing_ok=True)
-    print(report(results))
-    print(f"evaluate.py: wrote {target} in {time.time() - started:.0f} s.", file=sys.stderr)
+
+
+def main(args):
+    started = time.time()
+    json_path, html_path = check(args)
+    device = pick_device(args.device)
+    codes, latents, motions, model = load_inputs(args, device)
+    shots, fps = latents["clips"], latents["fps"]
+    window = args.window or (motions[0][1]["window"] if motions else 25)        # 25: the paper's (sec. 3)
+    shot = max(shots, key=lambda clip: clip[1] - clip[0])
+    if shot[1] - shot[0] < window or window < 2:
+        raise InputError(f"{args.latents} has no clip as long as the window, {window} frames; give the codes that the motion "
+                         f"model was trained on, or another --window.")
+    places = source_files(args.latents, latents["frames"] and latents, args.video)
+    if places is None:
+        print("evaluate.py: the training video is not where latents.json says, so the rendered codes stand for it; name it with "
+              "--video.", file=sys.stderr)
+    detectors = {kind: Detector(kind, file, device) for kind, file in (("fid", args.fid), ("fvd", args.fvd)) if file}
+    windows = len(train.window_starts(shots, window))
+    enough(detectors, len(codes), windows, args.latents, args.few)
+    if "fvd" in detectors and window < FVD_LEAST:
+        raise InputError(f"--window {window}: I3D needs clips of {FVD_LEAST} frames or more.")
+    folders = [Folder(path) for path in args.videos]
+    real_clips = {n: sum(end - start >= n for start, end in shots) for n in STYLEGAN_V}
+    lengths = tuple(n for n, count in real_clips.items() if "fvd" in detectors
+                    and (count > detectors["fvd"].d or args.few and count > 1))
+    truth, actors = why_no_truth(model), model.has_actors and model.encoder is not None
+
+    settings = {
+        **{k: v for k, v in vars(args).items() if k not in ("json", "html")}, "device": str(device), "window": window,
+        "image_model": {"name": model.name, "sha256": model.sha256}, "training_frames": len(codes), "training_windows": windows,
+        "fps": fps, "source": None if places is None else [content_hash(p) for p in places],
+        "latents_sha256": sha256_of(args.latents), "sidecar": digest(latents["frames"]),
+        "motion_sha256": [sha256_of(p) for p in args.motion],
+        "motion_steps": [meta["step"] for _, meta in motions], "videos_sha256": [content_hash(f.path) for f in folders],
+        "detectors": {kind: {"file": d.name, "sha256": d.sha256, "published": d.sha256 == d.published, "features": d.d,
+                             "resize": "in the network, to 299 px" if kind == "fid" else "in the network, to 224 px",
+                             "covariance": "divided by n"} for kind, d in detectors.items()},
+        "fid_frames": FID_FRAMES, "short": [train.SHORT, window], "long": [*train.LONG, train.PER_LONG], "space": train.SPACE,
+        "stylegan_v": {"frames": list(lengths), "stride": 1, "real_clips": list(real_clips.values())},
+        "loops": [LOOP_SAMPLES, LOOP_FRAMES, LOOP_LAG, LOOPS], "length_samples": LENGTH_SAMPLES,
+        "reader": [READER_HEADS, READER_SIDE, READER_RIDGE, READER_HELD_OUT, READER_LEAST, *READER_CLIPS],
+        "descriptor": {name: sha256_of(embed.dlib_file(name)) for name in (
+            "dlib_face_recognition_resnet_model_v1.dat", "shape_predictor_68_face_landmarks.dat")},
+        "versions": {"evaluate.py": sha256_of(__file__), "python": platform.python_version(), "torch": str(torch.__version__),
+                     **{package.__name__: package.__version__ for package in (np, dlib, cv2, sklearn, av)}}}
+    notes = {"distances": [f"In the training video: {windows} clips of {window} frames, {len(codes)} frames."]}
+    parts, tables, runs = Parts(json_path, settings), Tables(), []
+    try:
+        # The training video, which all else is compared with
+        def of(*names):
+            """What a cached part depends on, beside the video and its codes."""
+            return {k: settings[k] for k in ("image_model", "versions", *names)}
+
+        video = "latents_sha256", "sidecar", "source"
+        reader = None if truth or not args.clips else cached(of("reader"), lambda: fit_reader(model))
+        references = {} if not detectors else cached(
+            of(*video, "detectors", "window", "seed", "fid_frames", "short", "stylegan_v"),
+            lambda: video_statistics(parts, detectors, model, codes, latents, places, window, args.seed, lengths))
+        seen = cached(of(*video, "descriptor", "reader", "every"), lambda: observe_video(
+            model, codes, latents, places, args.every, reader)) if args.clips else None
+        pca = {k: v.cpu() for k, v in (motions[0][1]["pca"] if motions else train.fit_pca(codes)).items()}
+        x = train.coordinates(torch.from_numpy(codes), pca)                     # (N, 32)
+        known = train.code_references(x, shots, window)
+
+        def add_distances(row, short, long, found):
+            """Rows of one method, by reference, in the paper's order."""
+            for name in ("original", "W+"):
+                values = {f"{metric.__name__}_{kind}": metric(references[name], stats) for metric in (fid, fvd)
+                          for kind, stats in (("short", short), ("long", long)) if name in references and stats}
+                if name == "W+":
+                    values.update({f"codes_{k}": found.get(f"{k}_percent") for k in ("short", "long")})
+                    values.update({f"frames_{k}": found.get(f"frame_{k}_percent") for k in ("short", "long")})
+                tables.add("distances", row, values, name)
+            base = "original" if "original" in references else "W+"
+            tables.add("stylegan_v", row, {f"fvd_{n}": fvd_of_stylegan_v(references[base], short, n) for n in lengths}
+                       if short else {}, base)
+
+        # Motion models: every training and every draw is a run
+        for path, (G, meta) in zip(args.motion, motions):
+            for r in range(args.runs):
+                number, first = len(runs), args.seed + r * RUN
+                samples, name = Samples(G, model, first), f"run{number}"
+                own_pca = {k: meta["pca"][k].to(model.device).float() for k in ("mean", "basis")}
+                found = parts.get(f"{name}-codes", lambda: code_table(G, {**meta, "window": window}, codes, shots, first))
+                loops = parts.get(f"{name}-loops", lambda: loop_table(G, meta, codes, shots, first))
+                sets = [set_statistics(parts, f"{name}-{kind}", detectors, samples, chosen, window, per, args.seed, more)
+                        if detectors else None for kind, chosen, per, more in (
+                            ("short", [(k, window) for k in range(train.SHORT)], 1, lengths),
+                            ("long", [(LONG_SEED + k, train.LONG[1]) for k in range(train.LONG[0])], train.PER_LONG, ()))]
+                add_distances("sampled", *sets, found)
+                tables.add("loops", "sampled", {"loop": loops["mean"], "loop_worst": min(loops["scores"]), "moves":
+                                                mean(loops["moves"]), "looping": 100 * loops["looping"] / loops["samples"]})
+                rows, persons = collections.defaultdict(list), []
+                for k in tqdm(range(args.clips), desc=f"{name}, clips", unit="clip"):
+                    clips = parts.get(f"{name}-clip{k}", lambda: performances(
+                        samples, model, own_pca, k, args.frames, fps, args.every, reader, actors))
+                    for row, clip in clips.items():
+                        rows[row].append(face_values(clip, fps, clips["sampled"], reader))
+                    if actors and len(descriptors_of(clips["offset trick"])):
+                        persons.append(descriptors_of(clips["offset trick"]).mean(0))
+                for row, values in rows.items():
+                    means, label = averaged(values), "sampled, training actor" if row == "sampled" else row
+                    tables.add("faces", label, means)
+                    tables.add("truth", label, {"drift": means.get("drift")} if row == "sampled" else means)
+                tables.add("faces", "between the actors", {"acd": acd(np.array(persons))})
+                runs.append({"motion": str(path), "seed": first, "codes": found, "loops": loops, "clips": dict(rows)})
+
+        # Other methods' videos
+        for number, folder in enumerate(folders):
+            name, few = f"videos{number}", args.few
+            sets, least = {}, max(window, LONG_LEAST)
+            chosen = {"short": [(k, window) for k, n in enumerate(folder.lengths) if n >= window][:train.SHORT],
+                      "long": [(k, n) for k, n in enumerate(folder.lengths) if n >= least][:train.LONG[0]]}
+            for kind, per in (("short", 1), ("long", train.PER_LONG)):
+                count = sum(n for _, n in chosen[kind]), per * len(chosen[kind])
+                try:
+                    enough(detectors, *count, f"{folder.path}, {kind} set", few)
+                    sets[kind] = set_statistics(parts, f"{name}-{kind}", detectors, folder, chosen[kind], window, per, args.seed,
+                                                lengths if kind == "short" else ()) if detectors and chosen[kind] else None
+                except InputError as error:
+                    sets[kind] = None
+                    notes["distances"].append(str(error))
+            if detectors and not any(sets.values()):
+                raise InputError(notes["distances"][-1])
+            notes["distances"].append(f"In {folder.path}: {len(chosen['short'])} videos of {window} frames or more, "
+                                      f"{len(chosen['long'])} of {least} or more.")
+            y = folder_coordinates(parts, f"{name}-codes", model, folder, pca) if model.encoder is not None else []
+            add_distances(folder.path.name, sets["short"], sets["long"], folder_codes(known, y))
+            usual = usual_distance(x[shot[0]:shot[1]].numpy())
+            halves = [v[len(v) // 2:].numpy() for v in y if len(v) >= 4 * LOOP_LAG][:LOOP_SAMPLES]
+            scores = [loop_score(v, usual)[0] for v in halves]
+            if scores:
+                tables.add("loops", folder.path.name, {
+                    "loop": mean(scores), "loop_worst": min(scores), "looping": 100 * mean([s < LOOPS for s in scores]),
+                    "moves": mean([moves(v, usual) for v in halves])})
+            values = [face_values(parts.get(f"{name}-clip{k}", lambda: observe(
+                folder.frames(k, list(range(min(args.frames, folder.lengths[k])))), fps, args.every, reader)),
+                embed.header(folder.files[k])[1] or fps, None, reader)
+                for k in tqdm(range(min(args.clips, len(folder.files))), desc=f"{name}, clips", unit="clip")]
+            for table in ("faces", "truth"):
+                tables.add(table, folder.path.name, averaged(values))
+            runs.append({"videos": str(folder.path), "lengths": folder.lengths, "loops": scores, "clips": values})
+
+        # Baselines: the training video against itself, and its frames in other orders
+        base = "original" if "original" in references else "W+"
+        if "original" in references:
+            a, b = references["original"], references["W+"]
+            tables.add("distances", "W+ reconstruction", {"fid_short": fid(a, b), "fvd_short": fvd(a, b)}, "original")
+        for name in ("half against half", *disorders(1, 0)) if detectors else ():
+            a, b = [references["first half"], references["second half"]] if name == "half against half" else \
+                [references[base], references[name]]
+            enough_of = {kind: args.few or min(a[kind]["n"], b[kind]["n"]) > detector.d for kind, detector in detectors.items()}
+            tables.add("distances", name, {f"{metric.__name__}_short": metric(a, b) for metric in (fid, fvd)
+                                           if enough_of.get(metric.__name__)}, base)
+            tables.add("stylegan_v", name, {f"fvd_{n}": fvd_of_stylegan_v(a, b, n) for n in lengths}, base)
+        for name, values in code_baselines(known).items():
+            tables.add("distances", name, values, "W+")
+        for name, (score, moved) in loop_baselines(x[shot[0]:shot[1]].double().numpy()).items():
+            tables.add("loops", name, {"loop": score, "moves": moved, "looping": 100 * (score < LOOPS)})
+        if seen is not None:
+            rows, count = video_rows(seen, shot, fps, args.frames, args.clips, args.every, reader)
+            for name, values in rows.items():
+                tables.add("faces", name, values)
+                tables.add("truth", name, values)
+            notes["faces"] = [f"Clips of {args.frames} frames, descriptors of every {args.every}th: {args.clips} per row, of the "
+                              f"training video {count} of at most {shot[1] - shot[0]}. The paper's ACD: 128 clips of 400 frames, "
+                              f"every frame (--clips 128 --every 1)."]
+            if seen["crops"]:
+                for name, values in reconstruction_rows(seen).items():
+                    tables.add("reconstruction", name, values)
+        if truth:
+            notes.setdefault("faces", []).append(f"No transfer against the truth: {truth}.")
+        elif args.clips:
+            tables.add("truth", "perfect transfer (drawn)", reader["ceiling"])
+            for k, name in enumerate(faces.NAMES):
+                if k in readable(reader, faces.IDENTITY + faces.MOTION):
+                    tables.add("reader", f"{name} ({'identity' if name in faces.IDENTITY else 'motion'})",
+                               {"r2": float(reader["r2"][k]), "error": float(reader["error"][k])})
+            notes["truth"] = ["The crops of the training video are sharper than any picture that the reader has learnt from: the "
+                              "row to compare with is its reconstruction."]
+            notes["reader"] = [f"Of {len(faces.IDENTITY)} identity and {len(faces.MOTION)} motion parameters; the rest is not "
+                               f"read."]
+        if not detectors:
+            notes["distances"].append("FID and FVD are not computed; --fid and --fvd fetch their detectors and add them.")
+        elif "fvd" in detectors and not lengths:
+            notes["distances"].append(f"StyleGAN-V's protocol is left out: it takes one clip of each real video (here: shot), at "
+                                      f"least {detectors['fvd'].d + 1}, and there are {max(real_clips.values())}.")
+
+        # Plots and videos of the page
+        over_length = parts.get("over-length", lambda: length_table(*motions[0], codes, shots, args.seed)) if motions else None
+        if html_path:
+            plots, videos = illustrate(args, codes, latents, motions, model, places, pca, folders)
+            if over_length:
+                plots.append(plot("Distance of windows over the length of samples, % of frozen frames", "frame", [
+                    ("samples", over_length["frames"], over_length["percent"]),
+                    ("as many real windows*", [0, over_length["frames"][-1]], 2 * [over_length["least"]])]))
+        of_reader = reader and {k: dict(zip(faces.NAMES, reader[k].tolist())) for k in ("r2", "error")}
+        results = {"tables": tables.summary(), "notes": notes, "runs": runs, "over_length": over_length, "reader": of_reader,
+                   "settings": settings, "seconds": time.time() - started}
+        write(json_path, json.dumps(clean(results), indent=1), "--json")
+        if html_path:
+            write(html_path, page(tables, notes, clean(settings), plots, videos), "--html")
+        shutil.rmtree(parts.folder, ignore_errors=True)
+    finally:
+        if parts.folder.exists() and not any(parts.folder.glob("*.pt")):
+            shutil.rmtree(parts.folder, ignore_errors=True)
+    print(report(tables, notes))
+    print(f"evaluate.py: wrote {' and '.join(str(p) for p in (json_path, html_path) if p)} in {time.time() - started:.0f} s.",
+          file=sys.stderr)
+
+
+def options():
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    files = parser.add_argument_group("files")
+    files.add_argument("latents", metavar="LATENTS", help="training codes, latents.npy of embed.py")
+    files.add_argument("motion", metavar="MOTION", nargs="*", help="motion models of train.py: one, or several trainings of one "
+                       "method, over which means and standard deviations are taken")
+    files.add_argument("--videos", metavar="FOLDER", action="append", default=[], help="videos of any other method, files "
+                       "or folders of pictures, instead of MOTION or beside it; may be repeated")
+    files.add_argument("--json", default="results.json", metavar="FILE", help="all numbers and settings")
+    files.add_argument("--html", metavar="FILE", help="page with tables, plots and videos; none leaves it out; when not given "
+                       "the name of the JSON file with .html")
+    files.add_argument("--model", help="image model; when not given the one recorded in MOTION")
+    files.add_argument("--video", metavar="FILE", help="training video, if it is not where latents.json says")
+    metrics = parser.add_argument_group("detectors", "TorchScript files; without FILE fetched once into the cache folder")
+    metrics.add_argument("--fid", nargs="?", const="official", metavar="FILE", help="FID, with NVIDIA's inception-2015-12-05.pt")
+    metrics.add_argument("--fvd", nargs="?", const="official", metavar="FILE", help="FVD, with StyleGAN-V's i3d_torchscript.pt")
+    metrics.add_argument("--few", action="store_true", help="compute them, too, where frames or clips are fewer than features")
+    metrics.add_argument("--window", type=int, metavar="T", help="frames of a clip; when not given MOTION's, or 25")
+    counts = parser.add_argument_group("counts")
+    counts.add_argument("--clips", "--actors", type=int, default=20, help="clips that dlib judges, clip k performed by the "
+                        "training actor and by random actor k (the paper's ACD: 128); 0 leaves faces out")
+    counts.add_argument("--frames", type=int, default=400, help="frames of such a clip (the paper's ACD: 400, suppl. 2.2)")
+    counts.add_argument("--every", type=int, default=20, help="frames between two face descriptors; ours: the mean over all "
+                        "pairs needs few frames, and a core does 16 descriptors a second (the paper's ACD: 1)")
+    counts.add_argument("--runs", type=int, default=1, help="draws of samples per motion model")
+    counts.add_argument("--seed", type=int, default=0)
+    counts.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
+    return parser
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0],
-                                     formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    parser.add_argument("latents", metavar="LATENTS", help="training codes, latents.npy of embed.py")
-    parser.add_argument("motion", metavar="MOTION", help="motion model, motion.pt of train.py")
-    parser.add_argument("--json", default="results.json", metavar="FILE", help="all numbers and settings")
-    parser.add_argument("--model", help="image model; when not given the one recorded in MOTION")
-    parser.add_argument("--video", metavar="FILE", help="training video, if it is not where latents.json says")
-    parser.add_argument("--actors", type=int, default=20, help="random actors (seeds 0, 1, ...); 0 leaves transfer out")
-    parser.add_argument("--frames", type=int, default=250, help="of the samples that they perform (the paper's ACD: 400)")
-    parser.add_argument("--every", type=int, default=10, help="frames between two face descriptors of the ACD; ours: the mean "
-                        "over all pairs needs few frames, and descriptors are slow on a CPU (the paper's: 1)")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
+    parser = options()
     try:
         main(parser.parse_args())
     except InputError as error:
         parser.exit(2, f"evaluate.py: {error}\n")
     except KeyboardInterrupt:
-        parser.exit(130, "evaluate.py: interrupted; nothing was written.\n")
+        parser.exit(130, "evaluate.py: interrupted; the same command goes on from here.\n")

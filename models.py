@@ -614,11 +614,12 @@ def cache_folder():
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "stylevideogan"
 
 
-def fetch(file, url, sha256=None):
+def fetch(file, url, sha256=None, option="--model"):
     """Path of an official file in the cache folder, fetched at first use, and the sha256 that it must have.
 
     A download that was cut off goes on where it stopped. Where no sha256 is published, that of the first download is
-    printed, written beside the file, and demanded from then on. Raises InputError with what to do by hand.
+    printed, written beside the file, and demanded from then on. Raises InputError with what to do by hand; option: the one that
+    names such a file.
     """
     path = cache_folder() / file
     part, pin = path.with_name(f"{file}.part"), path.with_name(f"{file}.sha256")
@@ -642,7 +643,7 @@ def fetch(file, url, sha256=None):
         return path, sha256 or (pin.read_text().strip() if pin.exists() else None)
     except Exception as error:                                                  # gdown and requests raise many types
         raise InputError(f"{file} could not be fetched ({' '.join(str(error).split())[:200]}); download it from {url} and "
-                         f"put it at {path}, or name a file with --model.") from None
+                         f"put it at {path}, or name a file with {option}.") from None
 
 
 def load_image_model(name_or_path, encoder=None, device=None):

@@ -5,9 +5,11 @@ real command line on real H.264, real faces for dlib and the real pipe. Two core
 """
 
 import argparse
+import base64
 import collections
 import copy
 import hashlib
+import html.parser
 import http.server
 import io
 import json
@@ -16,9 +18,11 @@ import os
 import pickle
 import random
 import re
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 import types
@@ -471,7 +475,7 @@ def test_a_full_disk_and_a_dead_server_are_one_sentence(address, tmp_path):
 
 def test_importing_fetches_nothing():
     code = "import socket\ndef no(*_): raise SystemExit('network')\nsocket.socket.connect = no\n" \
-           "import models, sys\nassert 'gdown' not in sys.modules and 'requests' not in sys.modules"
+           "import models, evaluate, sys\nassert 'gdown' not in sys.modules and 'requests' not in sys.modules"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
 
 
@@ -2960,32 +2964,577 @@ def test_what_distances_are_compared_with():
         train.write_atomically(Path("no.pt"), lambda part: (_ for _ in ()).throw(RuntimeError("enforce fail at inline")))
 
 
-def test_average_content_distance_and_correlation_by_hand():
+# Detectors as small as can be, called as the real ones are. Features of frames: brightness of red, green, blue and its square;
+# of clips: the mean of all, of the first and of the last frame, and how much neighbours differ
+
+class SmallInception(nn.Module):
+    def forward(self, x, return_features: bool = False):
+        assert return_features and x.dtype == torch.uint8 and x.dim() == 4 and x.size(1) == 3
+        v = x.float().mean([2, 3])                                              # (B, 3)
+        return torch.cat([v, v[:, :1] * v[:, :1] / 255], 1)
+
+
+class SmallI3D(nn.Module):
+    def forward(self, x, rescale: bool = False, resize: bool = False, return_features: bool = False):
+        assert rescale and resize and return_features and x.dtype == torch.uint8 and x.dim() == 5 and x.size(1) == 3
+        v = x.float().mean([1, 3, 4])                                           # (B, T)
+        return torch.stack([v.mean(1), v[:, 0], v[:, -1], (v[:, 1:] - v[:, :-1]).abs().mean(1)], 1)
+
+
+@pytest.fixture(scope="session")
+def scripts(tmp_path_factory):
+    """{"fid": path, "fvd": path} of the two as TorchScript."""
+    folder = tmp_path_factory.mktemp("scripts")
+    for name, network in (("fid", SmallInception()), ("fvd", SmallI3D())):
+        torch.jit.script(network).save(str(folder / f"{name}.pt"))
+    return {name: folder / f"{name}.pt" for name in ("fid", "fvd")}
+
+
+@pytest.fixture
+def quick(monkeypatch, tmp_path):
+    """evaluate.py with small counts, and a cache of its own."""
+    for module, name, value in ((train, "SHORT", 12), (train, "LONG", (3, 140)), (train, "PER_LONG", 4), (train, "SPACE", 6),
+                                (evaluate, "LOOP_FRAMES", 120), (evaluate, "LOOP_SAMPLES", 2), (evaluate, "LENGTH_SAMPLES", 20),
+                                (evaluate, "READER_HEADS", 150), (evaluate, "READER_HELD_OUT", 20),
+                                (evaluate, "READER_CLIPS", (2, 4)), (evaluate, "PAGE_SECONDS", 0.4)):
+        monkeypatch.setattr(module, name, value)
+    monkeypatch.setenv("STYLEVIDEOGAN_CACHE", str(tmp_path / "cache"))
+    torch.set_num_threads(1)
+
+    def run_it(*words):
+        evaluate.main(evaluate.options().parse_args([str(w) for w in words]))
+    return run_it
+
+
+@pytest.fixture
+def toy_codes(toy, tmp_path):
+    """90 frames of the toy motion model's own codes, in shots of 50 and 40 frames, without a source video."""
+    generator, meta = sample.load_motion(toy / "motion.pt")
+    np.save(tmp_path / "toy.npy", np.concatenate(list(sample.sample(generator, 90, 77))))
+    (tmp_path / "toy.json").write_text(json.dumps({"model": meta["model"], "fps": 25.0, "source": [], "frames": [
+        {"index": k, "clip": int(k >= 50), "quad": [[0, 0]] * 4} for k in range(90)]}))
+    return tmp_path / "toy.npy"
+
+
+def read_results(path):
+    """results.json -> {table: {(row, against): {column: mean}}} and the whole."""
+    read = json.loads(Path(path).read_text())
+    return {name: {(row["row"], row["against"]): {k: v["mean"] for k, v in row.items() if isinstance(v, dict)} for row in rows}
+            for name, rows in read["tables"].items()}, read
+
+
+def test_frechet_distance_in_closed_form():
+    """Where both covariances have the same directions, it is |m1 - m2|^2 + sum (s1 - s2)^2 of the standard deviations."""
+    rng = np.random.RandomState(0)
+    for d in (1, 7, 300):
+        turn = np.linalg.qr(rng.standard_normal((d, d)))[0]
+        m1, m2, s1, s2 = 40 + rng.standard_normal(d), rng.standard_normal(d), rng.uniform(0.1, 9, d), rng.uniform(0.1, 9, d)
+        expected = np.square(m1 - m2).sum() + np.square(s1 - s2).sum()
+        found = train.gaussian_frechet(m1, turn * s1 ** 2 @ turn.T, m2, turn * s2 ** 2 @ turn.T)
+        assert found == pytest.approx(expected, rel=1e-9)
+        # The same from samples that have exactly these moments, in batches of any size
+        states = []
+        for m, s in ((m1, s1), (m2, s2)):
+            x = m + math.sqrt(d) * np.concatenate([turn * s, -turn * s], 1).T   # (2d, d)
+            states.append(evaluate.moments())
+            for batch in np.split(x, np.unique(rng.randint(1, 2 * d, 4))):
+                evaluate.update(states[-1], batch)
+            assert states[-1]["n"] == 2 * d
+        assert evaluate.distance(*states) == pytest.approx(expected, rel=1e-9)
+    # A covariance without an inverse: all clips the same, as those of the check value of I3D
+    still = evaluate.moments()
+    evaluate.update(still, np.zeros((8, 300)))
+    evaluate.fold(states[0])
+    spread = states[0]["squares"].numpy().trace() / states[0]["n"]
+    assert evaluate.distance(still, states[0]) == pytest.approx(np.square(m1).sum() + spread, rel=1e-9)
+    assert evaluate.distance(still, still) == 0 and math.isnan(evaluate.distance(evaluate.moments(), still))
+
+
+def test_moments_of_features_that_lie_far_from_zero(monkeypatch):
+    monkeypatch.setattr(evaluate, "FOLD", 100)
+    x = 1e6 + np.random.RandomState(1).standard_normal((1000, 5))
+    m = evaluate.moments()
+    for batch in np.array_split(x, 13):
+        evaluate.update(m, batch)
+    evaluate.fold(m)
+    assert np.allclose(m["squares"].numpy() / m["n"], np.cov(x.T, bias=True), rtol=1e-9, atol=1e-9)
+
+
+def test_detectors_take_what_the_real_ones_take(scripts, tmp_path):
+    cpu, detectors = torch.device("cpu"), {}
+    for kind, shape in (("fid", (2, 8, 8, 3)), ("fvd", (2, 12, 8, 8, 3))):
+        detector = detectors[kind] = evaluate.Detector(kind, scripts[kind], cpu)
+        assert detector.d == 4 and detector.sha256 == models.sha256_of(scripts[kind]) != detector.published
+        found = detector.features(np.full(shape, 200, np.uint8))
+        assert found.shape == (2, 4) and found.dtype == np.float64 and found[0, 0] == 200
+        for wrong, words in ((np.full(shape, 0.5), "float64"), (np.ones(shape, np.uint8), "0 to 1"),
+                             (np.zeros(shape[1:], np.uint8), "shape"), (np.zeros((*shape[:-1], 4), np.uint8), "shape")):
+            with pytest.raises(InputError, match=f"--{kind} .*{words}"):
+                detector.features(wrong)
+    with pytest.raises(InputError, match="fid.pt cannot be used for --fvd .*give StyleGAN-V's i3d_torchscript.pt with --fvd"):
+        evaluate.Detector("fvd", scripts["fid"], cpu)
+    (tmp_path / "no.pt").write_bytes(b"no")
+    with pytest.raises(InputError, match="no.pt is no TorchScript file .*--fid"):
+        evaluate.Detector("fid", tmp_path / "no.pt", cpu)
+    with pytest.raises(InputError, match="absent.pt is no file; .*--fid"):
+        evaluate.Detector("fid", tmp_path / "absent.pt", cpu)
+    with pytest.raises(InputError, match="set: 4 clips of .*too few for --fvd.*at least 5.*--few"):
+        evaluate.enough(detectors, 5, 4, "set", False)
+    evaluate.enough(detectors, 5, 5, "set", False)
+    evaluate.enough(detectors, 1, 1, "set", True)
+
+
+def test_detectors_are_fetched_once_and_checked(address, scripts, monkeypatch, tmp_path):
+    url, handler = address
+    handler.data = scripts["fid"].read_bytes()
+    sha256 = hashlib.sha256(handler.data).hexdigest()
+    monkeypatch.setitem(evaluate.DETECTORS, "fid", ("inception.pt", url, sha256))
+    for _ in range(2):
+        detector = evaluate.Detector("fid", "official", torch.device("cpu"))
+        assert detector.sha256 == detector.published == sha256 and len(handler.ranges) == 1
+    (tmp_path / "cache" / "inception.pt").write_bytes(handler.data + b"x")
+    with pytest.raises(InputError, match="inception.pt has sha256 .*, not .*delete it"):
+        evaluate.Detector("fid", "official", torch.device("cpu"))
+    monkeypatch.setitem(evaluate.DETECTORS, "fid", ("other.pt", url, "0" * 64))
+    with pytest.raises(InputError, match="other.pt could not be fetched .*sha256.*--fid"):
+        evaluate.Detector("fid", "official", torch.device("cpu"))
+
+
+@pytest.mark.skipif("I3D_TORCHSCRIPT" not in os.environ, reason="I3D_TORCHSCRIPT names no i3d_torchscript.pt")
+def test_the_published_check_value_of_i3d():
+    """common_metrics_on_video_quality: 8 clips of 30 frames of 64 px, black against white: 151.3."""
+    detector = evaluate.Detector("fvd", os.environ["I3D_TORCHSCRIPT"], sample.pick_device("auto"))
+    states = [evaluate.moments(), evaluate.moments()]
+    for state, value in zip(states, (0, 255)):
+        for _ in range(8):
+            evaluate.update(state, detector.features(np.full((1, 30, 64, 64, 3), value, np.uint8)))
+    assert detector.d == 400 and detector.sha256 == detector.published
+    assert evaluate.fvd({"fvd": states[0]}, {"fvd": states[1]}) == pytest.approx(151.3, abs=0.2)
+
+
+class Given:
+    """Stands for a detector, and keeps the brightness of every frame that it was given: their numbers."""
+    d = 1
+
+    def __init__(self, kind):
+        self.kind, self.seen = kind, []
+
+    def features(self, x):
+        self.seen += [clip.reshape(*clip.shape[:-3], -1)[..., 0].tolist() for clip in x]
+        return x.reshape(len(x), -1).mean(1, keepdims=True, dtype=np.float64)
+
+
+def numbered(k):
+    return np.full((2, 2, 3), k, np.uint8)
+
+
+def test_which_frames_of_the_training_video_are_compared(monkeypatch, tmp_path):
+    """Frame k has brightness k, its reconstruction 100 + k. Shots of 25 and 15 frames, clips of 10."""
+    passed = []
+
+    def frames(model, codes, latents, places, start=0):
+        for k in range(start, 40):
+            passed.append(k)
+            yield k, None if places is None else numbered(k), numbered(100 + k)
+
+    monkeypatch.setattr(evaluate, "pairs", frames)
+    latents, codes = {"clips": [(0, 25), (25, 40)]}, np.zeros((40, 4, 4))
+
+    def measure(places=("video",), stop=None, folder="a"):
+        (tmp_path / folder).mkdir(exist_ok=True)
+        parts = evaluate.Parts(tmp_path / folder / "r.json", {})
+        detectors = {"fid": Given("fid"), "fvd": Given("fvd")}
+        if stop is not None:
+            def broken(x, of=detectors["fvd"].features, count=[0]):
+                count[0] += 1
+                if count[0] > stop:
+                    raise KeyboardInterrupt
+                return of(x)
+            detectors["fvd"].features = broken
+        try:
+            found = evaluate.video_statistics(parts, detectors, None, codes, latents, places, 10, 0, (16,))
+        except KeyboardInterrupt:
+            found = None
+        return found, detectors["fid"].seen, detectors["fvd"].seen
+
+    found, of_fid, of_fvd = measure()
+    assert sorted(of_fid) == list(range(40)) + list(range(100, 140))            # all frames once, both views
+    clips = [clip for clip in of_fvd if len(clip) == 10]
+    starts = list(range(16)) + list(range(25, 31))                              # no clip across the cut
+    for offset in (0, 100):
+        assert sorted(c[0] for c in clips if c == list(range(c[0], c[0] + 10)) and c[0] // 100 == offset // 100) \
+            == [offset + s for s in starts]
+    assert sorted(c[0] for c in clips if len(set(c)) == 1) == starts            # frozen: the first frame
+    assert sorted(c[-1] for c in clips if c == list(range(c[0], c[0] - 10, -1))) == starts
+    shuffled = [c for c in clips if len(set(c)) == 10 and abs(np.diff(c)).max() > 1]
+    assert sorted(min(c) for c in shuffled) == starts and all(sorted(c) == list(range(min(c), min(c) + 10)) for c in shuffled)
+    assert len(clips) == 5 * len(starts)
+    long = [clip for clip in of_fvd if len(clip) == 16]                         # StyleGAN-V's: one of the only shot long enough
+    assert len(long) == 5 and 0 <= min(map(min, long)) <= 9 and found["original"]["fvd 16"]["n"] == 1
+    assert found["original"]["fvd"]["n"] == 22 and found["original"]["fvd"]["mean"].item() == np.mean([s + 4.5 for s in starts])
+    assert found["W+"]["fid"]["mean"].item() == pytest.approx(119.5)
+    # The clips astride the middle belong to neither half
+    assert (found["first half"]["fvd"]["n"], found["second half"]["fvd"]["n"]) == (11, 6)
+    assert (found["first half"]["fid"]["mean"].item(), found["second half"]["fid"]["mean"].item()) == (9.5, 29.5)
+    assert found["frozen frames"]["fid"]["n"] == 22 and found["time-reversed"]["fid"]["n"] == 40
+
+    monkeypatch.setattr(train, "SHORT", 7)
+    monkeypatch.setattr(evaluate, "FID_FRAMES", 9)
+    some, of_fid, of_fvd = measure(folder="b")
+    assert some["original"]["fvd"]["n"] == 7 and len(set(of_fid)) == 18         # drawn without repetition
+    monkeypatch.undo()
+    monkeypatch.setattr(evaluate, "pairs", frames)
+
+    # Interrupted and resumed: the same moments, bit for bit, and no clip twice
+    monkeypatch.setattr(evaluate, "SAVE", 0)
+    assert measure(stop=9, folder="c")[0] is None
+    passed.clear()
+    again, _, rest = measure(folder="c")
+    assert min(passed) > 0 and len(rest) < 5 * 23
+    for name in found:
+        for key in found[name]:
+            assert all(torch.equal(found[name][key][k], again[name][key][k]) for k in ("mean", "squares")
+                       if found[name][key]["n"]) and found[name][key]["n"] == again[name][key]["n"]
+    # Without the source the reconstructions stand for it
+    assert "original" not in measure(places=None, folder="d")[0]
+
+
+def test_which_frames_of_samples_are_compared(monkeypatch, tmp_path):
+    """Frame t of sample k is numbered 16 k + t. The paper's sets: 2048 clips of the window, 16 windows of each of 128 samples."""
+    class Source:
+        def length(self, k):
+            return 40
+
+        def frames(self, k, wanted):
+            assert wanted == sorted(set(wanted))
+            return np.stack([numbered((16 * k + t) % 256) for t in wanted])
+
+    assert (train.SHORT, train.LONG, train.PER_LONG, evaluate.FID_FRAMES, evaluate.STYLEGAN_V) \
+        == (2048, (128, 400), 16, 8000, (16, 128))
+    parts = evaluate.Parts(tmp_path / "r.json", {})
+    fid, fvd = Given("fid"), Given("fvd")
+    videos = [(k, 10) for k in range(5)]
+    short = evaluate.set_statistics(parts, "short", {"fid": fid, "fvd": fvd}, Source(), videos, 10, 1, 0, (16, 128))
+    assert fid.seen == [16 * k + t for k in range(5) for t in range(10)]        # fewer than 8000: all
+    assert fvd.seen == [list(range(16 * k, 16 * k + n)) for k in range(5) for n in (10, 16)]   # too short for 128
+    assert (short["fvd"]["n"], short["fvd 16"]["n"], short["fvd 128"]["n"]) == (5, 5, 0)
+    fid, fvd = Given("fid"), Given("fvd")
+    evaluate.set_statistics(parts, "long", {"fid": fid, "fvd": fvd}, Source(), [(0, 40)], 10, 4, 0)
+    assert fvd.seen == [list(range(s, s + 10)) for s in (0, 10, 20, 30)] and fid.seen == list(range(40))
+    monkeypatch.setattr(evaluate, "FID_FRAMES", 6)
+    fid = Given("fid")
+    evaluate.set_statistics(parts, "few", {"fid": fid}, Source(), [(k, 10) for k in range(5)], 10, 1, 0)
+    assert len(fid.seen) == len(set(fid.seen)) == 6 and all(n % 16 < 10 for n in fid.seen)
+    evaluate.set_statistics(parts, "few", {"fid": None}, None, [(k, 10) for k in range(5)], 10, 1, 0)     # stored: not done again
+
+
+def test_measures_of_faces_by_hand():
     assert evaluate.acd(np.array([[0.0, 0.0], [3.0, 4.0], [0.0, 0.0]])) == pytest.approx((5 + 0 + 5) / 3)
-    assert math.isnan(evaluate.acd(np.zeros((1, 2))))
+    assert math.isnan(evaluate.acd(np.zeros((1, 2)))) and math.isnan(evaluate.similarity(np.zeros((1, 2))))
+    assert evaluate.similarity(np.array([[2.0, 0.0], [0.0, 1.0], [3.0, 3.0]])) == pytest.approx((0 + math.sqrt(0.5)) / 2)
     a = np.random.RandomState(0).standard_normal((50, 3))
     b = np.stack([2 * a[:, 0] + 1, -a[:, 1], a[:, 2]], 1)
     b[3, 2] = np.nan                                                            # no face in frame 3
     assert evaluate.correlation(a, b) == pytest.approx([1, -1, 1])
+    assert math.isnan(evaluate.correlation(a, np.repeat(a[:1], 50, 0))[0])      # a frozen face
+    points = a_face(distance=10.0)
+    points[48:60] = np.array([[x, y] for x, y in ((0, 0), (1, 0), (2, 0), (3, 0), (4, 0), (4, 1), (4, 2), (3, 2), (2, 2), (1, 2),
+                                                  (0, 2), (0, 1))])
+    assert evaluate.mouth_area(points) == pytest.approx(8 / 100)
+    assert evaluate.mouth_area(3 * points) == pytest.approx(8 / 100)            # nearer is not wider
+    walk = np.stack([points + (0.3 * t, 0.4 * t) for t in range(5)])
+    assert evaluate.speed(walk, 25) == pytest.approx(0.5 / 10 * 25)
+    walk[2] = np.nan
+    assert evaluate.speed(walk, 25) == pytest.approx(0.5 / 10 * 25)
+    # Identity and motion read back: of a reader that reads skin and yaw alone
+    r2, Z = np.zeros(faces.Z), faces.Z
+    skin, yaw = faces.NAMES.index("skin"), faces.NAMES.index("yaw")
+    r2[[skin, yaw]] = 0.9
+    reader = {"r2": torch.tensor(r2), "spread": torch.full((Z,), 0.5)}
+    read, own = np.random.RandomState(1).standard_normal((2, 60, Z))
+    read[:, skin] = np.tile([0.1, -0.1], 30)
+    assert evaluate.drift(read, reader) == pytest.approx(100 * 0.1 / 0.5)
+    read[:, yaw] = 0.5 * own[:, yaw] + 3
+    assert evaluate.motion_kept(read, own, reader) == pytest.approx((1, 1 - 0.25))
+    assert evaluate.averaged([{"x": 1.0}, {"x": math.nan}, {"x": 3.0}]) == {"x": 2.0}
 
 
-def test_evaluate_prints_a_table_and_writes_json(tmp_path, embedded):
-    result = run("evaluate.py", embedded[0], ROOT / "assets" / "motion.pt", "--actors", 2, "--frames", 20, "--json",
-                 tmp_path / "r.json")
-    assert result.returncode == 0, result.stderr.decode()
-    text, read = result.stdout.decode(), json.loads((tmp_path / "r.json").read_text())
-    for words in ("Fréchet distance", "frozen frames", "Loops", "offset trick", "naive shift", "Reconstruction"):
-        assert words in text
-    codes = read["codes"]
-    assert codes["floor"] < codes["frozen"] and codes["short_percent"] == pytest.approx(100 * codes["short"] / codes["frozen"])
-    assert len(read["loops"]["scores"]) == evaluate.LOOP_SAMPLES and read["reconstruction"]["frames"] == 75
-    assert len(read["transfer"]["actors"]["naive"]) == 2 and read["settings"]["seed"] == 0
-    # naive: the trajectory starts at the new actor; both are measured against the training actor
-    assert 0 < read["transfer"]["between_actors"] < 2
-    assert_refused(run("evaluate.py", embedded[0], tmp_path / "absent.pt"), "absent.pt")
+def test_the_training_video_beside_its_own_disorder():
+    """Descriptors and landmarks of 100 frames, in which the face moves to the right and grows less like itself."""
+    t = np.arange(100.0)
+    points = np.stack([a_face(distance=10.0) + (0.1 * k, 0) for k in t])
+    points[:, 66, 1] += np.sin(t / 3)
+    descriptors = np.full((100, 128), np.nan)
+    descriptors[::5] = np.eye(128)[0] * np.cos(t[::5, None] / 100) + np.eye(128)[1] * np.sin(t[::5, None] / 100)
+    video = {"crops": None, "pictures": {"points": torch.tensor(points), "descriptors": torch.tensor(descriptors)}}
+    rows, clips = evaluate.video_rows(video, (10, 100), 25, 40, 3, 5, None)
+    assert clips == 3 and list(rows) == ["training video", "half against half", "frozen frames", "shuffled frames", "time-reversed"]
+    real = rows["training video"]
+    assert real["mouth_opening"] == pytest.approx(1) and 0 < real["acd"] < 0.4 and real["found"] == 1
+    assert (rows["frozen frames"]["acd"], rows["frozen frames"]["speed"]) == (0, 0)
+    assert rows["frozen frames"]["similarity"] == pytest.approx(1) and math.isnan(rows["frozen frames"]["mouth_opening"])
+    for name in ("shuffled frames", "time-reversed"):
+        assert rows[name]["acd"] == pytest.approx(real["acd"])
+    assert rows["time-reversed"]["speed"] == pytest.approx(real["speed"])
+    assert rows["shuffled frames"]["speed"] > 2 * real["speed"] and abs(rows["shuffled frames"]["mouth_opening"]) < 0.5
+    assert rows["half against half"]["acd"] > real["acd"]                       # 45 frames apart
+
+
+def test_scores_of_a_motion_model(quick, toy, toy_codes, scripts, tmp_path, capsys):
+    """FID, FVD and their neighbours on a toy, against a computation of their own from all frames."""
+    command = (toy_codes, toy / "motion.pt", "--fid", scripts["fid"], "--fvd", scripts["fvd"], "--clips", 0, "--few",
+               "--json", tmp_path / "r.json")
+    quick(*command, "--html", "none", "--runs", 2)
+    text = capsys.readouterr().out
+    tables, read = read_results(tmp_path / "r.json")
+    row = tables["distances"][("sampled", "W+")]
+    assert ("sampled", "original") not in tables["distances"]                   # the source is not there
+    model, G = models.load_image_model(toy / "image.pt"), sample.load_motion(toy / "motion.pt")[0]
+    codes = np.load(toy_codes)
+
+    def rendered(w):
+        return transfer.render(model, torch.from_numpy(np.asarray(w)), 16)
+
+    def stats(features):
+        return features.mean(0), np.cov(features.T, bias=True)
+
+    def of_frames(frames):
+        return SmallInception()(torch.from_numpy(frames).permute(0, 3, 1, 2), True).double().numpy()
+
+    def of_clips(clips):
+        return SmallI3D()(torch.from_numpy(np.stack(clips)).permute(0, 4, 1, 2, 3), True, True, True).double().numpy()
+
+    real, starts = rendered(codes), [*range(26), *range(50, 66)]
+    windows = np.concatenate([of_clips([real[s:s + 25]]) for s in starts])      # 42, more than SHORT: 12 are drawn
+    drawn = np.random.RandomState(0).choice(42, 12, replace=False)
+    for run, first in enumerate((0, evaluate.RUN)):
+        short = [rendered(np.concatenate(list(sample.sample(G, 128, first + k)))) for k in range(12)]
+        long = [rendered(np.concatenate(list(sample.sample(G, 140, first + evaluate.LONG_SEED + k)))) for k in range(3)]
+        expected = {"fid_short": (of_frames(real), of_frames(np.concatenate([x[:25] for x in short]))),
+                    "fvd_short": (windows[drawn], of_clips([x[:25] for x in short])),
+                    "fid_long": (of_frames(real), of_frames(np.concatenate(long))),
+                    "fvd_long": (windows[drawn], of_clips([x[s:s + 25] for x in long for s in (0, 38, 76, 115)]))}
+        for column, (a, b) in expected.items():
+            values = next(r for r in read["tables"]["distances"] if r["row"] == "sampled")[column]["values"]
+            assert values[run] == pytest.approx(train.gaussian_frechet(*stats(a), *stats(b)), rel=1e-4, abs=1e-4), column
+    assert read["tables"]["distances"][0]["fid_short"]["std"] == pytest.approx(np.std(values_of(read, "fid_short"), ddof=1))
+    assert f"{row['fvd_long']:.1f} ± " in text and "FID: Fréchet distance of Gaussians" in text
+    # Baselines, and StyleGAN-V's protocol: 16 frames of each of the two shots; none is long enough for 128
+    frozen = tables["distances"][("frozen frames", "W+")]
+    assert frozen["codes_short"] == pytest.approx(100) and frozen["fvd_short"] > 0
+    for name in ("shuffled frames", "time-reversed"):
+        row = tables["distances"][(name, "W+")]
+        assert row["fid_short"] == pytest.approx(0, abs=1e-6) and row["fvd_short"] > 0.01
+    assert set(tables["stylegan_v"][("sampled", "W+")]) == {"fvd_16"}
+    assert tables["loops"][("frozen frames", "")] == {"loop": 0, "moves": 0, "looping": 100}
+    assert tables["loops"][("training video", "")]["loop"] == pytest.approx(tables["loops"][("time-reversed", "")]["loop"])
+    settings = read["settings"]
+    assert settings["detectors"]["fid"]["sha256"] == models.sha256_of(scripts["fid"]) and settings["versions"]["torch"]
+    assert settings["short"] == [12, 25] and settings["training_windows"] == 42 and settings["seed"] == 0
+    # Without --few the toy video is refused before anything is computed
+    with pytest.raises(InputError, match="toy.npy: 4 clips .*too few for --fvd"):
+        np.save(tmp_path / "toy.npy", codes[:28])
+        (tmp_path / "toy.json").unlink()
+        quick(*(c for c in command if c != "--few"))
+
+
+def values_of(read, column):
+    return read["tables"]["distances"][0][column]["values"]
+
+
+def test_an_interrupted_evaluation_goes_on_to_the_same_end(quick, toy, toy_codes, scripts, tmp_path, monkeypatch):
+    words = (toy_codes, toy / "motion.pt", "--fvd", scripts["fvd"], "--clips", 2, "--frames", 8, "--html", "none", "--few")
+    (tmp_path / "whole").mkdir()
+    quick(*words, "--json", tmp_path / "whole" / "r.json")
+    shutil.rmtree(tmp_path / "cache")
+    calls, performances = [], evaluate.performances
+
+    def interrupted(samples, model, pca, k, *rest):
+        calls.append(k)
+        if calls == ["codes", 0, 1]:
+            raise KeyboardInterrupt
+        return performances(samples, model, pca, k, *rest)
+
+    monkeypatch.setattr(evaluate, "performances", interrupted)
+    monkeypatch.setattr(evaluate, "code_table", lambda *a, of=evaluate.code_table: (calls.append("codes"), of(*a))[1])
+    (tmp_path / "parts").mkdir()
+    with pytest.raises(KeyboardInterrupt):
+        quick(*words, "--json", tmp_path / "parts" / "r.json")
+    assert calls == ["codes", 0, 1] and os.listdir(tmp_path / "parts") == [".r.json.parts"]
+    quick(*words, "--json", tmp_path / "parts" / "r.json")
+    assert calls == ["codes", 0, 1, 1] and os.listdir(tmp_path / "parts") == ["r.json"]     # clip 0 and the codes were there
+    reads = [json.loads((tmp_path / folder / "r.json").read_text()) for folder in ("whole", "parts")]
+    assert all(read.pop("seconds") > 0 for read in reads) and reads[0] == reads[1]
+    # Parts of other settings are of no use
+    parts = evaluate.Parts(tmp_path / "r.json", {"seed": 0})
+    evaluate.save_state(parts.folder / "x.pt", 1)
+    assert evaluate.Parts(tmp_path / "r.json", {"seed": 0}).get("x", lambda: 2) == 1
+    assert evaluate.Parts(tmp_path / "r.json", {"seed": 1}).get("x", lambda: 2) == 2
+    # What is cached is found again, and computed anew where the file is damaged
+    assert evaluate.cached({"a": 1}, lambda: 5) == evaluate.cached({"a": 1}, lambda: 6) == 5
+    for path in (tmp_path / "cache" / "evaluate").iterdir():
+        path.write_bytes(b"damaged")
+    assert evaluate.cached({"a": 1}, lambda: 7) == 7
+
+
+def test_videos_of_other_methods(quick, toy, toy_codes, scripts, tmp_path, capsys):
+    """Two folders of pictures and a file beside the motion model, and alone."""
+    other = tmp_path / "other"
+    rng = np.random.RandomState(0)
+    for name, n in (("clip2", 30), ("clip10", 26)):
+        (other / name).mkdir(parents=True)
+        for k in range(n):
+            cv2.imwrite(str(other / name / f"{k}.png"), rng.randint(0, 255, (48, 48, 3), np.uint8))
+    write_video(other / "clip1.mp4", rng.randint(0, 255, (140, 48, 48, 3), np.uint8))
+    (other / "notes.txt").write_text("")
+    folder = evaluate.Folder(other)
+    assert [f.name for f in folder.files] == ["clip1.mp4", "clip2", "clip10"] and folder.lengths == [140, 30, 26]
+    assert np.array_equal(folder.frames(1, [3, 29])[1], embed.read_picture(other / "clip2" / "29.png"))
+    quick(toy_codes, toy / "motion.pt", "--videos", other, "--fid", scripts["fid"], "--clips", 1, "--frames", 10, "--few",
+          "--json", tmp_path / "r.json", "--html", "none")
+    tables, read = read_results(tmp_path / "r.json")
+    frames = np.concatenate([folder.frames(k, list(range(25))) for k in range(3)])
+    expected = SmallInception()(torch.from_numpy(frames).permute(0, 3, 1, 2), True).double().numpy()
+    real = transfer.render(models.load_image_model(toy / "image.pt"), torch.from_numpy(np.load(toy_codes)), 16)
+    real = SmallInception()(torch.from_numpy(real).permute(0, 3, 1, 2), True).double().numpy()
+    assert tables["distances"][("other", "W+")]["fid_short"] == pytest.approx(train.frechet(expected, real), rel=1e-6)
+    assert {"sampled", "other"} <= {row for row, _ in tables["distances"]} and ("other", "") in tables["loops"]
+    assert tables["faces"][("other", "")] == {"found": 0}                       # noise shows no face
+    capsys.readouterr()
+    quick(toy_codes, "--videos", other, "--model", toy / "image.pt", "--clips", 0, "--window", 12, "--json", tmp_path / "s.json")
+    tables, read = read_results(tmp_path / "s.json")
+    assert ("sampled", "W+") not in tables["distances"] and read["settings"]["window"] == 12
+    assert "data:video/mp4" in (tmp_path / "s.html").read_text()
+    with pytest.raises(InputError, match="other, .* set: .* clips .*too few for --fvd"):
+        monkey = evaluate.Detector("fvd", scripts["fvd"], torch.device("cpu"))
+        evaluate.enough({"fvd": monkey}, 100, 3, f"{other}, short set", False)
+
+
+def test_evaluate_refusals(quick, toy, toy_codes, tmp_path):
+    """One sentence each that names the file and the cure, status 2, and nothing written."""
+    assert_refused(run("evaluate.py", toy_codes, tmp_path / "absent.pt", "--json", tmp_path / "r.json"), "absent.pt")
+    assert_refused(run("evaluate.py", toy_codes, "--json", tmp_path / "r.json"), "nothing to measure", "--videos")
     np.save(tmp_path / "other.npy", np.zeros((40, 4, 16), np.float32))
-    assert_refused(run("evaluate.py", tmp_path / "other.npy", ROOT / "assets" / "motion.pt"), "other.npy", "4 x 16")
-    assert not left_over(tmp_path)
+    np.save(tmp_path / "short.npy", np.zeros((20, L, D), np.float32))
+    (tmp_path / "empty").mkdir()
+    before = sorted(os.listdir(tmp_path))
+    motion = toy / "motion.pt"
+    for words, expected in (
+            ((tmp_path / "other.npy", motion), "other.npy .*4 x 16"),
+            ((tmp_path / "short.npy", motion), "short.npy .*25 frames"),
+            ((toy_codes, toy / "motion_own.pt"), "belong together"),
+            ((toy_codes, motion, "--model", "faces128"), "--model"),
+            ((toy_codes, motion, "--json", tmp_path / "no" / "r.json"), "r.json cannot be written.*--json"),
+            ((toy_codes, motion, "--html", tmp_path / "no" / "r.html"), "r.html cannot be written.*--html"),
+            ((toy_codes, motion, "--html", tmp_path / "r.json", "--json", tmp_path / "r.json"), "--html"),
+            ((toy_codes, motion, "--runs", 0), "--runs 0"), ((toy_codes, motion, "--seed", -1), "--seed -1"),
+            ((toy_codes, motion, "--frames", 3), "--frames 3"), ((toy_codes, motion, "--device", "nope"), "--device"),
+            ((toy_codes, motion, "--fid", motion), "motion.pt is no TorchScript"),
+            ((motion, "--fid", toy_codes), "put LATENTS and MOTION before --fid"),
+            ((toy_codes, "--videos", tmp_path / "empty"), "empty holds no videos"),
+            ((toy_codes, "--videos", motion), "motion.pt is no folder")):
+        words = words if "--json" in words else (*words, "--json", tmp_path / "r.json")
+        with pytest.raises(InputError, match=expected):
+            quick(*words)
+    assert sorted(os.listdir(tmp_path)) == before
+
+
+def test_evaluate_the_drawn_clip(quick, embedded, tmp_path, capsys):
+    """The embedded models on 3 seconds of a drawn face: everything that needs no download, and the page."""
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        quick(embedded[0], ROOT / "assets" / "motion.pt", "--clips", 2, "--frames", 20, "--every", 10, "--json",
+              tmp_path / name / "r.json", *(("--html", "none") if name == "two" else ()))
+    text = capsys.readouterr().out
+    reads = [json.loads((tmp_path / name / "r.json").read_text()) for name in ("one", "two")]
+    assert all(read.pop("seconds") > 0 for read in reads) and reads[0] == reads[1]
+    assert len(reads[0]["over_length"]["percent"]) == train.PER_LONG and min(reads[0]["over_length"]["percent"]) > 0
+    tables = read_results(tmp_path / "one" / "r.json")[0]
+    for words in ("Fréchet distances", "half against half", "Loops", "offset trick", "naive shift", "not re-embedded", "frozen",
+                  "shuffled", "time-reversed", "LiA", "Reconstruction"):
+        assert words in text
+    seen, truth = tables["faces"], tables["truth"]
+    assert seen[("sampled, training actor", "")]["mouth_area"] == pytest.approx(1)
+    assert seen[("frozen frames", "")]["acd"] == 0 < seen[("training video", "")]["acd"] < seen[("between the actors", "")]["acd"]
+    assert seen[("training video", "")]["speed"] == pytest.approx(seen[("time-reversed", "")]["speed"])
+    assert all(seen[(row, "")]["found"] == 1 for row in evaluate.ROWS)
+    assert truth[("frozen frames", "")]["drift"] == pytest.approx(0, abs=1e-9)
+    assert truth[("training video", "")]["motion_r"] == pytest.approx(1)
+    assert set(truth[("sampled, training actor", "")]) == {"drift"}             # its motion is what the others' is compared with
+    assert 0 < truth[("perfect transfer (drawn)", "")]["motion_r"] < 1
+    assert truth[("its W+ reconstruction", "")]["motion_r"] > 0.6 > truth[("shuffled frames", "")]["motion_r"]
+    assert reads[0]["reader"]["r2"]["yaw"] > 0.5 and reads[0]["reader"]["r2"]["light"] > 0.5
+    assert 20 < tables["reconstruction"][("W+ reconstruction", "")]["psnr"] < 40
+    clips = reads[0]["runs"][0]["clips"]
+    assert set(clips) == {"sampled", *evaluate.ROWS} and len(clips["naive shift"]) == 2
+    assert not left_over(tmp_path / "one") and sorted(os.listdir(tmp_path / "one")) == ["r.html", "r.json"]
+    assert os.listdir(tmp_path / "two") == ["r.json"]
+    look_at(tmp_path / "one" / "r.html", videos=5)
+
+
+def test_plots(tmp_path):
+    """Curves lie where their axes say: 58 to 548 px across, 34 to 256 px down, 4 % of the range above and below."""
+    def points(svg):
+        return [[tuple(map(float, p.split(","))) for p in line.split()] for line in re.findall(r'polyline points="([^"]*)"', svg)]
+
+    (line,) = points(evaluate.plot("a < b", "frame", [("one", [0, 5, 10], [0, math.nan, 100])]))
+    assert line == [(58, pytest.approx(256 - 222 * 4 / 108, abs=0.1)), (548, pytest.approx(34 + 222 * 4 / 108, abs=0.1))]
+    svg = evaluate.plot("a < b", "frame", [("one", [0, 1, 2], [1, 10, 100]), ("two*", [0, 2], [0, 10])], log=True)
+    one, two = points(svg)
+    assert one[1][1] == pytest.approx((one[0][1] + one[2][1]) / 2, abs=0.1) == two[0][1] and len(two) == 1      # 0 has no logarithm
+    assert "a &lt; b" in svg and "stroke-dasharray" in svg and ">two</text>" in svg
+    assert evaluate.plot("", "", [("none", [0], [math.nan])]) == ""
+    columns = ("step", "wasserstein", "gp", "generator", "short_percent", "long_percent")
+    train.write_csv(tmp_path / "motion.csv", [dict(zip(columns, (k, 3 / k, 1, k, 50 / k, 60 / k))) for k in (1, 2, 4)])
+    losses, distances = evaluate.training_plots(tmp_path / "motion.csv")
+    assert len(points(losses)) == 3 and len(points(distances)) == 2 and len(points(losses)[0]) == 3
+    assert evaluate.training_plots(tmp_path / "absent.csv") == []
+
+
+def look_at(path, videos):
+    """The page is well-formed, needs nothing from elsewhere, and its videos play, in Chromium where there is one."""
+    text = path.read_text(encoding="utf-8")
+    stack, seen = [], collections.Counter()
+
+    class Reader(html.parser.HTMLParser):
+        def handle_starttag(self, tag, attributes):
+            seen[tag] += 1
+            if tag not in ("meta", "br", "link", "img"):
+                stack.append(tag)
+            for name, value in attributes:
+                if name in ("src", "href", "data", "poster", "srcset"):
+                    assert value.startswith("data:video/mp4;base64,"), value[:80]
+
+        def handle_startendtag(self, tag, attributes):
+            seen[tag] += 1
+
+        def handle_endtag(self, tag):
+            assert stack.pop() == tag
+
+    Reader().feed(text)
+    assert not stack and seen["video"] == videos and seen["table"] >= 6 and seen["svg"] >= 3 and seen["polyline"] >= 8
+    bare = re.sub(r"base64,[^\"]*", "", text)
+    assert "http" not in bare.split("<h2>Settings")[0] and "url(" not in bare and "nan" not in "".join(
+        re.findall(r'points="([^"]*)"', bare))
+    for uri in re.findall(r"base64,([^\"]*)", text):
+        with av.open(io.BytesIO(base64.b64decode(uri))) as container:
+            assert container.streams.video[0].codec_context.name == "h264" and len(list(container.decode(video=0))) == 10
+    chromium = shutil.which("chromium") or shutil.which("chromium-browser")
+    if chromium is None:
+        return
+    # A script, for this look only, says when all videos have their first picture
+    probe = ("<script>const all = [...document.querySelectorAll('video')];"
+             "const ready = () => document.body.setAttribute('data-ready', all.filter(v => v.readyState > 1 && v.videoWidth > 0).length"
+             " + '/' + document.querySelectorAll('svg').length);"
+             "all.forEach(v => v.addEventListener('loadeddata', ready)); ready()</script></body>")
+    page = path.with_name("probe.html")
+    page.write_text(text.replace("</body>", probe), encoding="utf-8")
+    with tempfile.TemporaryDirectory() as folder:
+        result = subprocess.run([chromium, "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
+                                 "--disable-background-networking", "--disable-component-update", "--disable-sync",
+                                 f"--user-data-dir={folder}", "--virtual-time-budget=8000", "--dump-dom", page.as_uri()],
+                                capture_output=True, text=True, timeout=60)
+    assert f'data-ready="{videos}/{seen["svg"]}"' in result.stdout, result.stderr[-2000:]
 
 
 # ------------------------------------------------------------------------------------------------------------------

@@ -198,18 +198,23 @@ def long_windows(x, window):
     return x[:, starts[:, None] + torch.arange(window)].flatten(0, 1)
 
 
-def frechet(x, y):
-    """Fréchet distance of Gaussians fitted to two sets (n, d), (m, d): |m1 - m2|^2 + tr(S1 + S2 - 2 (S1 S2)^(1/2)).
+def gaussian_frechet(m1, S1, m2, S2):
+    """Fréchet distance of two Gaussians, means (d,), covariances (d, d): |m1 - m2|^2 + tr(S1 + S2 - 2 (S1 S2)^(1/2)).
 
-    In float64, covariances divided by n. The trace of the root is the sum of the roots of the eigenvalues of
-    S1^(1/2) S2 S1^(1/2), which is symmetric: no complex numbers, no matrix square root of a singular product.
+    The trace of the root is the sum of the roots of the eigenvalues of S1^(1/2) S2 S1^(1/2), which is symmetric: no complex
+    numbers, no matrix square root of a singular product.
     """
-    x, y = np.asarray(x, np.float64), np.asarray(y, np.float64)
-    S1, S2 = (np.atleast_2d(np.cov(v, rowvar=False, bias=True)) for v in (x, y))
     values, vectors = np.linalg.eigh(S1)
     root = (vectors * np.sqrt(values.clip(0))) @ vectors.T
     cross = np.sqrt(np.linalg.eigvalsh(root @ S2 @ root).clip(0)).sum()
-    return float(np.square(x.mean(0) - y.mean(0)).sum() + np.trace(S1) + np.trace(S2) - 2 * cross)
+    return float(np.square(m1 - m2).sum() + np.trace(S1) + np.trace(S2) - 2 * cross)
+
+
+def frechet(x, y):
+    """Fréchet distance of Gaussians fitted to two sets (n, d), (m, d), in float64, covariances divided by n."""
+    x, y = np.asarray(x, np.float64), np.asarray(y, np.float64)
+    S1, S2 = (np.atleast_2d(np.cov(v, rowvar=False, bias=True)) for v in (x, y))
+    return gaussian_frechet(x.mean(0), S1, y.mean(0), S2)
 
 
 def window_space(real):
