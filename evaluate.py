@@ -579,7 +579,7 @@ class Observer:
     """
 
     def __init__(self, fps, every, reader=None):
-        self.tracker, self.every, self.reader = embed.FaceTracker(fps), every, reader
+        self.tracker, self.every, self.reader = embed.FaceTracker(fps, 4), every, reader  # 4: against noise
         self.points, self.descriptors, self.read = [], [], []
 
     def look(self, frame):

@@ -35,7 +35,7 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # lets `python pretrain/image_model.py` find its siblings
 import embed
-from evaluate import MEASURES, correlation
+from evaluate import correlation
 from models import Generator, GradualStyleEncoder, ImageModel, InputError, EqualLinear, SQRT2, depthwise, fir_kernel
 from pretrain import faces
 
@@ -74,6 +74,7 @@ R1_EVERY = 16                                                  # steps between R
 R1_WEIGHT = 2e-4                                               # gamma = this x pixels / batch (StyleGAN2-ADA, appendix C)
 GROUP = 4                                                      # pictures whose deviation the critic sees (Karras 2018, sec. 3)
 HOLD_OUT = 10                                                  # every 10th frame and the last 10th of a video are not trained on
+MEASURES = "mouth_opening", "eye_opening", "yaw"               # of embed.face_measures(), by which the two are compared
 JUDGED = 250                                                   # of these two sets each, at most, are looked at, evenly spaced
 SHEET = 10                                                     # pictures in the contact sheet
 # Options that --resume must be given again: the schedule and the order of the pictures depend on them
@@ -412,7 +413,8 @@ def main(args):
                                   {"params": net.encoder.parameters(), "lr": LR_ENCODER}], betas=BETAS)
     critic, critic_optimiser, critic_from = None, None, math.ceil(CRITIC_FROM * args.steps)
     if not Z:
-        critic, slower = Critic(view(held_x, args.align).shape[-1]).to(device), R1_EVERY / (R1_EVERY + 1)         # lazy R1 slows Adam (sec. 3.1)
+        critic, slower = Critic(view(held_x, args.align).shape[-1]).to(device), R1_EVERY / (R1_EVERY + 1)
+        # lazy R1 slows Adam (StyleGAN2, sec. 3.1)
         critic_optimiser = torch.optim.Adam(critic.parameters(), LR_CRITIC * slower, [b ** slower for b in BETAS_CRITIC])
     step = 0
     if args.resume:
