@@ -371,10 +371,10 @@ def face_quad(points):
     return square(C, BOX_RMS * rms / 2 * PATCH / BOX * d)
 
 
-def stretched(gray):
-    """Grey picture (H, W), with more contrast if it has next to none."""
+def stretched(gray, pale=PALE):
+    """Grey picture (H, W), with more contrast if it has less than `pale`."""
     low, high = np.percentile(gray[::8, ::8], (5, 95))
-    if high - low >= PALE:
+    if high - low >= pale:
         return gray
     gain = CONTRAST / max(high - low, 4)                                        # 4: noise is no face
     return np.clip((gray - low) * gain + min(20, low * gain), 0, 255).astype(np.uint8)
@@ -409,7 +409,7 @@ def detect(gray, short):
     scale = short / min(gray.shape)
     size = (round(gray.shape[1] * scale), round(gray.shape[0] * scale))
     small = cv2.resize(gray, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR)
-    found, scores, _ = detector().run(stretched(small), 0, 0.0)
+    found, scores, _ = detector().run(stretched(small, PALE // 2), 0, 0.0)
     boxes = [(r.left(), r.top(), r.width(), r.height()) for r, score in zip(found, scores) if score >= WEAK * max(scores)]
     return np.array(boxes, float).reshape(-1, 4) / scale
 

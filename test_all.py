@@ -1781,25 +1781,25 @@ def embedding(*arguments):
 def test_embed_goes_on_after_an_interruption(tmp_path, clip):
     """Killed in the second pass, gone on with, stopped by Ctrl-C, gone on with: what was done is kept, and the files are those of
     an undisturbed run."""
-    whole = subprocess.run(embedding(clip, "--batch", 4, "-o", tmp_path / "whole.npy"), capture_output=True, text=True)
+    whole = subprocess.run(embedding(clip, clip, "--batch", 4, "-o", tmp_path / "whole.npy"), capture_output=True, text=True)
     assert whole.returncode == 0, whole.stderr
     part, state = tmp_path / ".x.npy.part", tmp_path / ".x.npy.state0"
-    header, row = os.path.getsize(tmp_path / "whole.npy") - 75 * 12 * 128 * 4, 12 * 128 * 4
-    for number, done, options in ((signal.SIGTERM, 0, ()), (signal.SIGINT, 12, ("--resume",))):
-        process = subprocess.Popen([*embedding(clip, "--batch", 4, "-o", tmp_path / "x.npy"), *options], stderr=subprocess.PIPE,
-                                   text=True)
+    header, row = os.path.getsize(tmp_path / "whole.npy") - 150 * 12 * 128 * 4, 12 * 128 * 4
+    command, saved = embedding(clip, clip, "--batch", 4, "-o", tmp_path / "x.npy"), 0
+    for number, options in ((signal.SIGTERM, ()), (signal.SIGINT, ("--resume",))):
+        process, done = subprocess.Popen([*command, *options], stderr=subprocess.PIPE, text=True), saved
         end = time.time() + 120
         while time.time() < end and not (state.exists() and np.fromfile(part, np.uint8)[header + (done + 8) * row:].any()):
-            time.sleep(0.02)                                                    # until two more batches are written
+            time.sleep(0.02)                                                    # until more than two new batches are written
         process.send_signal(number)
         said = process.communicate()[1]
         assert process.returncode == 130 and "--resume" in said and not (tmp_path / "x.npy").exists(), said
         with np.load(state) as kept:
             saved = json.loads(kept["done"].item())
-        assert done + 8 <= saved < 75 and saved % 4 == 0
+        assert done + 8 <= saved < 150 and saved % 4 == 0
     # not with other options, which would make other codes; and the refusal loses nothing
-    assert_refused(run("embed.py", clip, "--batch", 5, "-o", tmp_path / "x.npy", "--resume"), "batch 4, not 5")
-    resumed = subprocess.run([*embedding(clip, "--batch", 4, "-o", tmp_path / "x.npy"), "--resume"], capture_output=True, text=True)
+    assert_refused(run("embed.py", clip, clip, "--batch", 5, "-o", tmp_path / "x.npy", "--resume"), "batch 4, not 5")
+    resumed = subprocess.run([*command, "--resume"], capture_output=True, text=True)
     assert resumed.returncode == 0 and "1/2" not in resumed.stderr, resumed.stderr              # the first pass is not repeated
     assert (tmp_path / "x.npy").read_bytes() == (tmp_path / "whole.npy").read_bytes()
     assert (tmp_path / "x.json").read_bytes() == (tmp_path / "whole.json").read_bytes()
