@@ -967,7 +967,7 @@ def test_image_model_of_own_footage_has_one_actor(tmp_path, clip):
     for name, part in zip(("every_10th", "last_10th"), image_model.split_frames([75])[1:]):
         made = image_model.to_pictures(model.render(model.encode(image_model.to_network(torch.from_numpy(crops[part]), "cpu"))))
         assert abs(image_model.psnr(crops[part], made) - opts["held_out"][name]["psnr"]) < 0.05     # saved in half precision
-        assert opts["held_out"][name]["sharpness"] > 0 and set(evaluate.MEASURES) < set(opts["held_out"][name])
+        assert opts["held_out"][name]["sharpness"] > 0 and set(image_model.MEASURES) < set(opts["held_out"][name])
         assert f"Held out, {name.replace('_', ' ')} (7 frames): {opts['held_out'][name]['psnr']:.2f} dB" in result.stderr.decode()
     assert not left_over(tmp_path)
     assert_refused(run("pretrain/image_model.py", tmp_path / "absent.mp4", "-o", tmp_path / "x.pt", *TINY), "absent.mp4")
