@@ -12,6 +12,7 @@ import hashlib
 import html.parser
 import http.server
 import io
+import itertools
 import json
 import math
 import os
@@ -1824,10 +1825,11 @@ def test_two_processes_embed_as_one_does(tmp_path, clip):
     assert not [p.name for p in tmp_path.iterdir() if p.name.startswith(".")]
 
 
-def test_embed_is_timed_against_the_plain_way(clip):
-    result = run("embed.py", clip, "--benchmark")
+def test_embed_is_timed_against_the_plain_way(tmp_path, clip):
+    short = write_video(tmp_path / "short.mp4", itertools.islice(embed.read_video(clip), 15))
+    result = run("embed.py", short, "--benchmark")
     rows = [line.split() for line in result.stdout.decode().splitlines()]
-    assert result.returncode == 0 and "75 frames of" in result.stdout.decode(), result.stderr
+    assert result.returncode == 0 and "15 frames of" in result.stdout.decode(), result.stderr
     for row in rows[1:]:
         plain, ours, ratio = map(float, row[-3:])
         assert plain > 0 and ours > 0 and ratio == pytest.approx(plain / ours, rel=0.02)
