@@ -1345,7 +1345,8 @@ if __name__ == "__main__":
     running = parser.add_argument_group("running")
     running.add_argument("--resume", action="store_true", help="go on where the same command was interrupted")
     running.add_argument("--benchmark", action="store_true", help=f"only time the first {TIMED} frames against the plain way")
-    signal.signal(signal.SIGTERM, signal.default_int_handler)                   # a scheduler's kill is as good as Ctrl-C
+    for number in (signal.SIGINT, signal.SIGTERM):  # a scheduler's kill is as good as Ctrl-C, also in the background of a shell
+        signal.signal(number, signal.default_int_handler)
     try:
         arguments = parser.parse_args()
         with several_processes(arguments):
