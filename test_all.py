@@ -1,7 +1,7 @@
-"""Tests of everything, on a CPU, with nothing downloaded:  python -m pytest -q test_all.py
+"""Tests of everything, on a CPU, with nothing downloaded:  python -m pytest -q -n 2 test_all.py
 
 Three kinds: answers known on paper, equality with the upstream networks on the same weights, and every script through its
-real command line on real H.264, real faces for dlib and the real pipe. Two cores take less than ten minutes.
+real command line on real H.264, real faces for dlib and the real pipe. Two at a time, each on one core.
 """
 
 import argparse
@@ -30,6 +30,9 @@ import types
 import zlib
 from fractions import Fraction
 from pathlib import Path
+
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")                               # before torch is imported, here and in the scripts
 
 import av
 import cv2
