@@ -10,7 +10,7 @@
     torchrun --nproc-per-node 4 embed.py *.mp4                    # the work shared by four processes (GPUs, or CPU cores)
 
 Two passes over the video, frame by frame. The first finds the eye corners, which are then smoothed over time; the
-second crops and encodes. Shapes: T frames, L style rows, D style width; frames (H, W, 3) uint8 RGB; points (68, 2)
+second crops and encodes; --video and filtered codes take a third, which renders. Shapes: T frames, L style rows, D style width; frames (H, W, 3) uint8 RGB; points (68, 2)
 float, x right and y down in pixels, pixel centres at whole numbers. "Left" and "right" are as seen in the picture.
 """
 
@@ -84,6 +84,7 @@ OUTSIDE = 4           # ours: see whole()
 PALE, CONTRAST = 64, 150  # ours: a picture with less than PALE grey levels between its 5th and 95th percentile is stretched to
 #                       CONTRAST, as dlib compares pixels with fixed thresholds. At 10 % of daylight the crop was off by 44 and
 #                       57 px of 256 in two clips, and by 1 px stretched; in fog (0.15 of the contrast) by 16 and 43, then by 0.9
+#                       The detector bears more: it sees a picture stretched that has less than half of PALE
 BOX_RMS = 2.88        # dlib detector's box side over the root mean square spread of the 68 points; ours, measured
 BOX_SHIFT = (-0.03, -0.12)  # its centre against the points' mean, same unit; ours, measured on real and drawn heads
 # Landmarks are averaged over shifted boxes, as in StyleInV (suppl. D). Ours: where, in px of the patch from its middle, and how

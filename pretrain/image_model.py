@@ -36,7 +36,7 @@ from tqdm import tqdm
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # lets `python pretrain/image_model.py` find its siblings
 import embed
 from evaluate import correlation
-from models import Generator, GradualStyleEncoder, ImageModel, InputError, EqualLinear, SQRT2, depthwise, fir_kernel
+from models import SQRT2, EqualLinear, Generator, GradualStyleEncoder, ImageModel, InputError, depthwise, fir_kernel
 from pretrain import faces
 
 # All of the following is ours: neither paper trains networks this small. Chosen for 128 px on two CPU cores
@@ -413,8 +413,8 @@ def main(args):
                                   {"params": net.encoder.parameters(), "lr": LR_ENCODER}], betas=BETAS)
     critic, critic_optimiser, critic_from = None, None, math.ceil(CRITIC_FROM * args.steps)
     if not Z:
-        critic, slower = Critic(view(held_x, args.align).shape[-1]).to(device), R1_EVERY / (R1_EVERY + 1)
-        # lazy R1 slows Adam (StyleGAN2, sec. 3.1)
+        critic = Critic(view(held_x, args.align).shape[-1]).to(device)
+        slower = R1_EVERY / (R1_EVERY + 1)                                      # lazy R1 slows Adam (StyleGAN2, sec. 3.1)
         critic_optimiser = torch.optim.Adam(critic.parameters(), LR_CRITIC * slower, [b ** slower for b in BETAS_CRITIC])
     step = 0
     if args.resume:
