@@ -10,8 +10,9 @@
     torchrun --nproc-per-node 4 embed.py *.mp4                    # the work shared by four processes (GPUs, or CPU cores)
 
 Two passes over the video, frame by frame. The first finds the eye corners, which are then smoothed over time; the
-second crops and encodes; --video and filtered codes take a third, which renders. Shapes: T frames, L style rows, D style width; frames (H, W, 3) uint8 RGB; points (68, 2)
-float, x right and y down in pixels, pixel centres at whole numbers. "Left" and "right" are as seen in the picture.
+second crops and encodes; --video and filtered codes take a third, which renders. Shapes: T frames, L style rows, D
+style width; frames (H, W, 3) uint8 RGB; points (68, 2) float, x right and y down in pixels, pixel centres at whole
+numbers. "Left" and "right" are as seen in the picture.
 """
 
 import argparse
