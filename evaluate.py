@@ -2,7 +2,7 @@
 
     python evaluate.py latents.npy motion.pt                           # tables, results.json, results.html; fetches nothing
     python evaluate.py latents.npy motion.pt --fid --fvd               # the paper's table 1; fetches two detectors, 147 MB, once
-    python evaluate.py latents.npy motion.pt --fid inception-2015-12-05.pt --fvd i3d_torchscript.pt
+    python evaluate.py latents.npy motion.pt --inception inception-2015-12-05.pt --i3d i3d_torchscript.pt
     python evaluate.py latents.npy one.pt two.pt three.pt              # trainings of one method: mean and standard deviation
     python evaluate.py latents.npy motion.pt --runs 5                  # the same over draws of samples
     python evaluate.py latents.npy --videos tganv2/ --window 16        # another method's videos under the same protocol
@@ -20,19 +20,23 @@ import argparse
 import base64
 import bisect
 import collections
+import concurrent.futures
 import csv
 import hashlib
 import html
 import itertools
 import json
 import math
+import multiprocessing
 import os
 import platform
 import re
 import shutil
+import signal
 import sys
 import tempfile
 import textwrap
+import threading
 import time
 from pathlib import Path
 
@@ -58,10 +62,10 @@ LONG_LEAST = 128        # frames of a video in the long set, at least (sec. 4); 
 STYLEGAN_V = 16, 128    # frames of a clip in StyleGAN-V's fvd2048_16f and fvd2048_128f
 FOLD = 256              # ours: features held before they are merged into a covariance, which takes long at 2048 x 2048
 FVD_LEAST = 10          # frames of a clip, at least, as I3D halves the time again and again
-DETECTORS = {           # TorchScript files as their authors publish them
-    "fid": ("inception-2015-12-05.pt", "https://nvlabs-fi-cdn.nvidia.com/stylegan2-ada-pytorch/pretrained/metrics/"
+DETECTORS = {           # TorchScript files as their authors publish them, and the option that names a file at hand
+    "fid": ("--inception", "inception-2015-12-05.pt", "https://nvlabs-fi-cdn.nvidia.com/stylegan2-ada-pytorch/pretrained/metrics/"
             "inception-2015-12-05.pt", "f58cb9b6ec323ed63459aa4fb441fe750cfe39fafad6da5cb504a16f19e958f4"),
-    "fvd": ("i3d_torchscript.pt", "https://www.dropbox.com/s/ge9e5ujwgetktms/i3d_torchscript.pt?dl=1",
+    "fvd": ("--i3d", "i3d_torchscript.pt", "https://www.dropbox.com/s/ge9e5ujwgetktms/i3d_torchscript.pt?dl=1",
             "bec6519f66ea534e953026b4ae2c65553c17bf105611c746d904657e5860a5e2")}
 RUN = 1_000_000         # ours: sample k of run r is `sample.py --seed SEED + r RUN + k`; those of the long set begin at ...
 LONG_SEED = 500_000     # ... this k, so that no sample counts twice
@@ -75,6 +79,9 @@ LENGTH_SAMPLES = 512    # ours: samples behind the curve of distance over length
 # Faces
 MEASURES = "mouth_area", "mouth_opening", "eye_opening", "yaw"
 CROPS = 32              # ours: crops of the source held at a time
+JUDGED_SIDE = 256       # ours: px of the shorter side of a frame that dlib judges, at most; its descriptor sees 150 px
+WATCHED = 250           # ours: frames of the training video that are held and saved at once; the face is searched anew in each.
+#                         A multiple of 25, stretches()
 # Reader of drawn faces; all of it ours
 READER_HEADS = 4000     # pictures it learns from. With 5,500 the held-out R^2 are 0.02 higher than with 2,500
 READER_SIDE = 32        # px of the picture that it sees; at 64 no better
@@ -82,7 +89,8 @@ READER_RIDGE = 3.0      # weight of the ridge; 10 loses 0.02
 READER_HELD_OUT = 300   # heads drawn by pretrain/faces.py that its error is measured on
 READER_LEAST = 0.5      # R^2 of a parameter on held-out heads below which it is not read at all
 READER_CLIPS = 6, 50    # actors and frames of the drawn clips that show what a perfect transfer would score
-# Output
+# Output and machine
+WORKERS = min(8, (os.cpu_count() or 1) // 2)    # ours: one renders for no more than 8
 SAVE = 60               # ours: seconds between two saves of an unfinished part
 PAGE_SECONDS, PAGE_SIDE = 5, 192        # ours: length of the page's videos and side of their pictures, at most
 
@@ -127,9 +135,12 @@ class Parts:
         elif any(self.folder.glob("*.pt")):
             print(f"evaluate.py: goes on with what {self.folder} holds of an interrupted evaluation.", file=sys.stderr)
 
+    def load(self, name):
+        return load_state(self.folder / f"{name}.pt")
+
     def get(self, name, compute):
         """compute(), unless it is stored already."""
-        value = load_state(self.folder / f"{name}.pt")
+        value = self.load(name)
         if value is None:
             value = compute()
             save_state(self.folder / f"{name}.pt", value)
@@ -138,7 +149,7 @@ class Parts:
     def steps(self, name, n, step, state, unit):
         """step(k, state) for k from 0 to n - 1; the state is saved on the way. Returns the state."""
         path = self.folder / f"{name}.pt"
-        done, state = load_state(path) or (0, state)
+        done, state = self.load(name) or (0, state)
         saved = time.time()
         with tqdm(total=n, initial=done, desc=name, unit=unit, mininterval=0.5) as bar:
             for k in range(done, n):
@@ -227,19 +238,19 @@ def fvd_of_stylegan_v(a, b, n):
 
 
 class Detector:
-    """A network whose features FID or FVD compares. kind: "fid" or "fvd"; file: TorchScript, or "official", which is fetched.
+    """A network whose features FID or FVD compares. kind: "fid" or "fvd"; file: TorchScript; None: the published one is fetched.
 
     TorchScript is code, but of a small language that runs in an interpreter of its own: of a fetched file the sha256 is
     checked, of a given one it is put on record.
     """
 
     def __init__(self, kind, file, device):
-        name, url, self.published = DETECTORS[kind]
-        path, wanted = fetch(name, url, self.published, f"--{kind}") if file == "official" else (Path(file), None)
+        option, name, url, self.published = DETECTORS[kind]
+        path, wanted = fetch(name, url, self.published, option) if file is None else (Path(file), None)
         self.kind, self.name, self.device, usual = kind, path.name, device, {"fid": "NVIDIA's", "fvd": "StyleGAN-V's"}[kind]
-        self.what = f"give {usual} {name} with --{kind}"
+        self.what = f"give {usual} {name} with {option}"
         if not path.is_file():
-            raise InputError(f"{path} is no file; {self.what}, or leave the name out and it is fetched.")
+            raise InputError(f"{path} is no file; {self.what}, or say --{kind} alone and it is fetched.")
         self.sha256 = sha256_of(path)
         if self.sha256 != (wanted or self.sha256):
             raise InputError(f"{path} has sha256 {self.sha256}, not {wanted}; delete it, and it is fetched again.")
@@ -289,13 +300,18 @@ def content_hash(path):
                                                                       for p in Path(path).rglob("*") if p.is_file()))
 
 
+def source_crops(latents, places, size):
+    """Yields the crop (size, size, 3) uint8 of every training frame; places: the source files."""
+    for number, path in enumerate(places):
+        frames = [{**f, "quad": np.array(f["quad"])} for f in latents["frames"] if f.get("source", 0) == number]
+        yield from embed.crops(path, frames, size)
+
+
 def pairs(model, codes, latents, places, start=0):
     """Yields (k, crop, reconstruction), uint8 (size, size, 3), of the training frames from `start` on; places: the source
     files, None where they are not there, and then crop is None."""
-    crops = (None for _ in codes) if places is None else (
-        crop for number, path in enumerate(places) for crop in embed.crops(
-            path, [{**f, "quad": np.array(f["quad"])} for f in latents["frames"] if f.get("source", 0) == number], model.size))
-    for batch in embed.in_batches(((k, crop) for k, crop in enumerate(crops) if k >= start), CROPS):
+    crops = source_crops(latents, places, model.size) if places else itertools.repeat(None, len(codes))
+    for batch in embed.in_batches(itertools.islice(enumerate(crops), start, None), CROPS):
         w = torch.from_numpy(codes[batch[0][0]:batch[-1][0] + 1]).to(model.device)                  # (B, L, D)
         for (k, crop), picture in zip(batch, render(model, w, pictures_at_once(model))):
             yield k, crop, picture
@@ -571,35 +587,80 @@ def loop_baselines(video):
 # Faces, judged by dlib
 # ------------------------------------------------------------------------------------------------------------------
 
-class Observer:
-    """Looks at the frames (H, W, 3) uint8 of one clip, one after the other.
-
-    kept(): {"points" (T, 68, 2) in shares of the width, "descriptors" (T, 128), NaN where there is no face or none was asked
-    for (of every `every`-th frame it is), "read" (T, Z) drawn parameters where there is a reader}.
-    """
-
-    def __init__(self, fps, every, reader=None):
-        self.tracker, self.every, self.reader = embed.FaceTracker(fps, 4), every, reader  # 4: against noise
-        self.points, self.descriptors, self.read = [], [], []
-
-    def look(self, frame):
-        p = self.tracker.step(cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY))[0]
-        asked = p is not None and len(self.points) % self.every == 0
-        self.descriptors.append(embed.descriptor(frame, p) if asked else np.full(128, np.nan))
-        self.points.append(np.full((68, 2), np.nan) if p is None else p / frame.shape[1])
-        if self.reader is not None:
-            self.read.append(small(frame) @ self.reader["weight"].numpy() + self.reader["bias"].numpy())
-
-    def kept(self):
-        kept = {"points": torch.tensor(np.array(self.points)), "descriptors": torch.tensor(np.array(self.descriptors))}
-        return kept if self.reader is None else {**kept, "read": torch.tensor(np.array(self.read))}
+def judged(frame):
+    """A frame (H, W, 3) as dlib gets it: with the shorter side JUDGED_SIDE, if it is longer."""
+    scale = JUDGED_SIDE / min(frame.shape[:2])
+    return cv2.resize(frame, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA) if scale < 1 else frame
 
 
 def observe(frames, fps, every, reader=None):
-    observer = Observer(fps, every, reader)
-    for frame in frames:
-        observer.look(frame)
-    return observer.kept()
+    """All that dlib sees in the frames (H, W, 3) uint8 of one clip: {"points" (T, 68, 2) in shares of the width, "descriptors"
+    (T, 128) of every `every`-th frame, NaN elsewhere and where there is no face, "read" (T, Z) drawn parameters where there is a
+    reader}."""
+    tracker, points, descriptors, read = embed.FaceTracker(fps, 4), [], [], []  # 4: against noise
+    for k, frame in enumerate(frames):
+        p = tracker.step(cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY))[0]
+        descriptors.append(embed.descriptor(frame, p) if p is not None and k % every == 0 else np.full(128, np.nan))
+        points.append(np.full((68, 2), np.nan) if p is None else p / frame.shape[1])
+        if reader is not None:
+            read.append(small(frame) @ reader["weight"].numpy() + reader["bias"].numpy())
+    found = {"points": torch.tensor(np.array(points)), "descriptors": torch.tensor(np.array(descriptors))}
+    return found if reader is None else {**found, "read": torch.tensor(np.array(read))}
+
+
+def begin_watching(line):
+    """In a watching process: it ends when this one does, however that ends."""
+    def wait():
+        try:
+            line.recv()
+        except (EOFError, OSError):
+            os._exit(0)
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    cv2.setNumThreads(1)
+    threading.Thread(target=wait, daemon=True).start()
+
+
+class Watchers:
+    """n processes that observe() clips while this one renders the next; threads would wait for each other, as dlib's landmarks
+    and descriptors keep Python's lock. 0: this process does it itself. Within `with` torch leaves them their cores."""
+
+    def __init__(self, n):
+        self.n, self.pool, self.line, self.waiting, self.threads = n, None, None, collections.deque(), torch.get_num_threads()
+
+    def observe(self, frames, *how):
+        """Future of observe(frames, *how). No more than n + 1 clips are held, so that memory stays the same."""
+        frames = np.stack([judged(frame) for frame in frames])
+        if self.n == 0:
+            done = concurrent.futures.Future()
+            done.set_result(observe(frames, *how))
+            return done
+        if self.pool is None:
+            spawn = multiprocessing.get_context("spawn")                        # a fork would inherit torch's and CUDA's threads
+            end, self.line = spawn.Pipe(duplex=False)
+            self.pool = concurrent.futures.ProcessPoolExecutor(self.n, spawn, begin_watching, (end,))
+        while len(self.waiting) > self.n:
+            self.result(self.waiting.popleft())
+        self.waiting.append(self.pool.submit(observe, frames, *how))
+        return self.waiting[-1]
+
+    def result(self, future):
+        try:
+            return future.result()
+        except concurrent.futures.process.BrokenProcessPool:
+            raise InputError("a process that looked for faces was ended, maybe for want of memory; the same command goes on from "
+                             "here, with --workers 0 in one process.") from None
+
+    def __enter__(self):
+        torch.set_num_threads(max(1, self.threads - self.n))
+
+    def __exit__(self, *error):
+        torch.set_num_threads(self.threads)
+
+    def close(self):
+        if self.pool is not None:
+            self.line.close()                                                   # ends them, also in the middle of a clip
+            self.pool.shutdown(cancel_futures=True)
 
 
 def mouth_area(points):
@@ -675,7 +736,7 @@ def mean(values):
 
 
 def face_values(clip, fps, own=None, reader=None):
-    """All that is measured on a clip of an Observer; own: the clip whose motion it performs."""
+    """All that is measured on a clip that observe() saw; own: the clip whose motion it performs."""
     points, described = clip["points"].numpy(), descriptors_of(clip)
     values = {"acd": acd(described), "similarity": similarity(described), "speed": speed(points, fps), "found": found(points)}
     if own is not None:
@@ -816,13 +877,13 @@ ROWS = {"offset trick": ("offset", random_actor), "naive shift": ("naive", rando
         "offset trick, not re-embedded": ("offset", raw_actor)}
 
 
-def performances(samples, model, pca, k, T, fps, every, reader, actors):
-    """Sample k of T frames by the training actor and, with `actors`, by random actor k in every way of ROWS."""
+def performances(samples, model, pca, k, T, actors):
+    """Yields (row, frames (T, size, size, 3)): sample k by the training actor and, with `actors`, by random actor k in every way
+    of ROWS."""
     batch, w = pictures_at_once(model), samples.codes(k, T).to(model.device)    # (T, L, D)
-    found = {"sampled": observe(render(model, w, batch), fps, every, reader)}
+    yield "sampled", render(model, w, batch)
     for name, (mode, actor) in ROWS.items() if actors else ():
-        found[name] = observe(render(model, move(w, actor(model, k), pca, w[0], mode), batch), fps, every, reader)
-    return found
+        yield name, render(model, move(w, actor(model, k), pca, w[0], mode), batch)
 
 
 # ------------------------------------------------------------------------------------------------------------------
@@ -844,45 +905,48 @@ def stretches(T, n=25):
     return {name: np.concatenate([s + disorders(m, s)[name] for s, m in cut]) for name in disorders(1, 0)}
 
 
-def observe_video(model, codes, latents, places, every, reader):
+def observe_video(parts, watchers, model, codes, latents, places, every, reader):
     """observe() of the training video: {"crops" (None where the source is not there), "pictures" (the reconstructions), "psnr":
-    {row: (n,)}}; a stretch at a time, so that memory stays the same."""
-    fps, scores, stretch = latents["fps"], collections.defaultdict(list), []
-    observers = {name: Observer(fps, every, reader) for name in ("crops", "pictures")}
-    orders = stretches(len(codes))
+    {row: (n,)}}; WATCHED frames at a time, so that memory stays the same and an interrupted pass goes on."""
+    n, half, orders, streams = len(codes), len(codes) // 2, stretches(len(codes)), []
 
-    def finish():
-        first = stretch[0][0]
-        for k, crop, picture in stretch:
-            scores["W+ reconstruction"].append(embed.psnr(crop, picture))
+    def pieces(start):
+        """Yields (first frame, crops, pictures, crops of half the video later), of WATCHED frames each."""
+        later = itertools.islice(source_crops(latents, places, model.size), start + half, None) if places else ()
+        for piece in embed.in_batches(pairs(model, codes, latents, places, start), WATCHED):
+            yield piece[0][0], [p[1] for p in piece], [p[2] for p in piece], list(itertools.islice(later, len(piece)))
+
+    def step(piece, state):
+        if not streams:                                                         # the first step here: maybe not piece 0
+            streams.append(embed.prefetch(pieces(piece * WATCHED), 1))
+        first, crops, pictures, later = next(streams[0])
+        begun = {"pictures": pictures, "crops": crops} if places else {"pictures": pictures}
+        begun = {name: watchers.observe(frames, latents["fps"], every, reader) for name, frames in begun.items()}
+        if places:
+            scores = {"W+ reconstruction": list(map(embed.psnr, crops, pictures)),
+                      "half against half": list(map(embed.psnr, crops, later))}
             for name, order in orders.items():
-                if order[k] != k:                                               # against itself it would be infinite
-                    scores[name].append(embed.psnr(crop, stretch[order[k] - first][1]))
-        stretch.clear()
+                here = order[first:first + len(crops)] - first                  # a frame against itself would be infinite
+                scores[name] = [embed.psnr(crops[j], crops[k]) for k, j in enumerate(here) if j != k]
+            state["psnr"].append({name: torch.tensor(values, dtype=torch.float64) for name, values in scores.items()})
+        for name, future in begun.items():
+            state[name].append(watchers.result(future))
 
-    for k, crop, picture in tqdm(pairs(model, codes, latents, places), desc="training video", unit="frame", total=len(codes)):
-        observers["pictures"].look(picture)
-        if crop is not None:
-            observers["crops"].look(crop)
-            if stretch and k % 25 == 0:
-                finish()
-            stretch.append((k, crop, picture))
-    if stretch:
-        finish()
-    return {"pictures": observers["pictures"].kept(), "crops": observers["crops"].kept() if scores else None,
-            "psnr": {name: torch.tensor(values, dtype=torch.float64) for name, values in scores.items()}}
+    with watchers:
+        state = parts.steps("training video", -(-n // WATCHED), step, {"pictures": [], "crops": [], "psnr": []}, "piece")
+    return {name: {key: torch.cat([piece[key] for piece in pieces]) for key in pieces[0]} if pieces else None
+            for name, pieces in state.items()}
 
 
 def reconstruction_rows(video):
     """PSNR: of the rendered codes against the crops of the source, in dB; higher is better. How much of the video the codes hold;
-    the baselines are the crops themselves in another order within each second. Ours."""
-    crops, rows = measured(video["crops"]), {}
-    orders = {"W+ reconstruction": None, **stretches(len(crops))}
-    for name, order in orders.items():
-        other = measured(video["pictures"]) if order is None else crops[order]
-        rows[name] = {"psnr": float(video["psnr"][name].mean()), "psnr_worst": float(video["psnr"][name].min()),
-                      **dict(zip(MEASURES, correlation(other, crops)))}
-    return rows
+    the baselines are the crops themselves, half the video later and in another order within each second. Ours."""
+    crops, pictures = measured(video["crops"]), measured(video["pictures"])     # (N, 4)
+    half = len(crops) // 2
+    compared = {"W+ reconstruction": (pictures, crops), "half against half": (crops[half:2 * half], crops[:half]),
+                **{name: (crops[order], crops) for name, order in stretches(len(crops)).items()}}
+    return {name: {"psnr": float(video["psnr"][name].mean()), "psnr_worst": float(video["psnr"][name].min()),
+                   **dict(zip(MEASURES, correlation(*both)))} for name, both in compared.items()}
 
 
 # ------------------------------------------------------------------------------------------------------------------
@@ -1103,16 +1167,11 @@ def check(args):
             raise InputError(f"{path} cannot be written; name another file with {'--json' if path == json_path else '--html'}.")
     if html_path == json_path:
         raise InputError(f"{json_path} is named for both outputs; give --html another name.")
-    for kind in ("fid", "fvd"):
-        if str(getattr(args, kind)).endswith((".npy", ".npz")):
-            raise InputError(f"--{kind} {getattr(args, kind)} is no detector; put LATENTS and MOTION before --{kind}, which "
-                             f"takes the next word for a file.")
     if not args.motion and not args.videos:
-        raise InputError("nothing to measure: name a motion model after LATENTS (before --fid and --fvd, which take the next "
-                         "word for a file), or a folder of videos with --videos.")
-    if args.clips < 0 or args.frames < 4 or args.every < 1 or args.runs < 1:
-        raise InputError(f"--clips {args.clips} --frames {args.frames} --every {args.every} --runs {args.runs}: at least 0, 4, 1 "
-                         f"and 1.")
+        raise InputError("nothing to measure: name a motion model after LATENTS, or a folder of videos with --videos.")
+    if args.clips < 0 or args.frames < 4 or args.every < 1 or args.runs < 1 or args.workers < 0:
+        raise InputError(f"--clips {args.clips} --frames {args.frames} --every {args.every} --runs {args.runs} --workers "
+                         f"{args.workers}: at least 0, 4, 1, 1 and 0.")
     if not 0 <= args.seed < 2 ** 32 - RUN * args.runs:
         raise InputError(f"--seed {args.seed}: a seed is a whole number from 0 to {2 ** 32 - RUN * args.runs - 1}.")
     return json_path, html_path
@@ -1145,52 +1204,282 @@ def load_inputs(args, device):
     return codes, latents, motions, model
 
 
-def illustrate(args, codes, latents, motions, model, places, pca, folders):
-    """Plots and videos of the page, of the first motion model and the first folder: [svg], [(caption, data URI)]."""
-    fps, (start, end) = latents["fps"], max(latents["clips"], key=lambda clip: clip[1] - clip[0])
-    slow = model.device.type == "cpu" and model.size > 256                      # a picture of 1024 px takes a core a second
-    T = min(round((1 if slow else PAGE_SECONDS) * fps), end - start)
-    seconds = [t / fps for t in range(T)]
+class Evaluation:
+    """One run of this script: what it compares, and the tables that its methods fill one after the other."""
 
-    def curves(w):
-        x = train.coordinates(w, pca)                                           # (T, 32)
-        return [(f"PCA {j + 1}", seconds, x[:, j].tolist()) for j in range(3)]
+    def __init__(self, args, json_path):
+        self.args, self.notes, self.tables, self.runs = args, {}, Tables(), []
+        device = pick_device(args.device)
+        self.codes, self.latents, self.motions, self.model = load_inputs(args, device)
+        self.shots, self.fps = self.latents["clips"], self.latents["fps"]
+        self.shot = max(self.shots, key=lambda clip: clip[1] - clip[0])         # (start, end) of the longest
+        self.window = args.window or (self.motions[0][1]["window"] if self.motions else 25)     # 25: the paper's (sec. 3)
+        if self.shot[1] - self.shot[0] < self.window or self.window < 2:
+            raise InputError(f"{args.latents} has no clip as long as the window, {self.window} frames; give the codes that the "
+                             f"motion model was trained on, or another --window.")
+        self.places = source_files(args.latents, self.latents["frames"] and self.latents, args.video)
+        if self.places is None:
+            print("evaluate.py: the training video is not where latents.json says, so the rendered codes stand for it; name it "
+                  "with --video.", file=sys.stderr)
+        chosen = [("fid", args.inception, args.fid), ("fvd", args.i3d, args.fvd)]
+        self.detectors = {kind: Detector(kind, file, device) for kind, file, wanted in chosen if file or wanted}
+        self.windows = len(train.window_starts(self.shots, self.window))        # clips of the window's length in the video
+        enough(self.detectors, len(self.codes), self.windows, args.latents, args.few)
+        if "fvd" in self.detectors and self.window < FVD_LEAST:
+            raise InputError(f"--window {self.window}: I3D needs clips of {FVD_LEAST} frames or more.")
+        self.folders = [Folder(path) for path in args.videos]
+        self.real_clips = {n: sum(end - start >= n for start, end in self.shots) for n in STYLEGAN_V}
+        self.lengths = tuple(n for n, count in self.real_clips.items() if "fvd" in self.detectors
+                             and (count > self.detectors["fvd"].d or args.few and count > 1))
+        self.no_truth, self.actors = why_no_truth(self.model), self.model.has_actors and self.model.encoder is not None
+        self.settings = self.record()
+        self.parts, self.watchers = Parts(json_path, self.settings), Watchers(args.workers)
 
-    shown = list(itertools.islice(pairs(model, codes, latents, places, start), T))
-    real = [np.stack([p[j] for p in shown]) for j in (1, 2) if shown[0][j] is not None]
-    videos = [("training video" * (len(real) == 2) + " | " * (len(real) == 2) + "its W+ reconstruction",
-               embedded_video(side_by_side(real), fps))]
-    plots = [plot("Training video: its largest motions", "seconds", curves(torch.from_numpy(codes[start:start + T])))]
-    if motions:
-        G, meta = motions[0]
-        samples, batch = Samples(G, model, args.seed), pictures_at_once(model)
-        w = [samples.codes(k, T) for k in range(3)]
-        plots = training_plots(train.beside(Path(args.motion[0]), ".csv")) + plots
-        plots.append(plot("Sample: its largest motions", "seconds", curves(w[0])))
-        videos.append(("three samples, training actor", embedded_video(side_by_side([render(
-            model, v.to(model.device), batch) for v in w]), fps)))
-        if model.has_actors and model.encoder is not None:
-            own = {k: meta["pca"][k].to(model.device).float() for k in ("mean", "basis")}
-            for name, (mode, actor) in ROWS.items():
-                cells = [render(model, move(w[0].to(model.device), actor(model, k), own, w[0][0].to(model.device), mode), batch)
-                         for k in range(3)]
-                videos.append((f"the first sample by three actors: {name}", embedded_video(side_by_side(cells), fps)))
-    for folder in folders[:1]:
-        n = min(T, *folder.lengths[:3])
-        cells = [folder.frames(k, list(range(n))) for k in range(min(3, len(folder.files)))]
-        side = min(c.shape[1] for c in cells)
-        videos.append((f"{folder.path.name}", embedded_video(side_by_side([np.stack([cv2.resize(f, (side, side)) for f in c])
-                                                                           for c in cells]), fps)))
-    return plots, videos
+    def record(self):
+        """All that the numbers depend on."""
+        modules = [sys.modules[name] for name in ("embed", "train", "sample", "transfer", "models", "pretrain.faces")]
+        return {
+            **{k: v for k, v in vars(self.args).items() if k not in ("json", "html", "workers")}, "window": self.window,
+            "device": str(self.model.device), "image_model": {"name": self.model.name, "sha256": self.model.sha256},
+            "training_frames": len(self.codes), "training_windows": self.windows, "fps": self.fps,
+            "source": None if self.places is None else [content_hash(p) for p in self.places],
+            "latents_sha256": sha256_of(self.args.latents), "sidecar": digest(self.latents["frames"]),
+            "motion_sha256": [sha256_of(p) for p in self.args.motion],
+            "motion_steps": [meta["step"] for _, meta in self.motions],
+            "videos_sha256": [content_hash(f.path) for f in self.folders],
+            "detectors": {kind: {"file": d.name, "sha256": d.sha256, "published": d.sha256 == d.published, "features": d.d,
+                                 "resize": "in the network, to 299 px" if kind == "fid" else "in the network, to 224 px",
+                                 "covariance": "divided by n"} for kind, d in self.detectors.items()},
+            "fid_frames": FID_FRAMES, "short": [train.SHORT, self.window], "long": [*train.LONG, train.PER_LONG],
+            "space": train.SPACE,
+            "stylegan_v": {"frames": list(self.lengths), "stride": 1, "real_clips": list(self.real_clips.values())},
+            "loops": [LOOP_SAMPLES, LOOP_FRAMES, LOOP_LAG, LOOPS], "length_samples": LENGTH_SAMPLES,
+            "judged": [JUDGED_SIDE, WATCHED],
+            "reader": [READER_HEADS, READER_SIDE, READER_RIDGE, READER_HELD_OUT, READER_LEAST, *READER_CLIPS],
+            "descriptor": {name: sha256_of(embed.dlib_file(name)) for name in (
+                "dlib_face_recognition_resnet_model_v1.dat", "shape_predictor_68_face_landmarks.dat")},
+            "versions": {**{Path(path).name: sha256_of(path) for path in (__file__, *(m.__file__ for m in modules))},
+                         "python": platform.python_version(), "torch": str(torch.__version__),
+                         **{package.__name__: package.__version__ for package in (np, dlib, cv2, sklearn, av)}}}
+
+    def training_video(self):
+        """What all else is compared with; cached."""
+        args, what = self.args, (self.model, self.codes, self.latents, self.places)
+        video = "latents_sha256", "sidecar", "source"
+
+        def cached_of(names, compute):
+            return cached({k: self.settings[k] for k in ("image_model", "versions", *names)}, compute)
+
+        self.reader = None if self.no_truth or not args.clips else cached_of(["reader"], lambda: fit_reader(self.model))
+        self.references = {} if not self.detectors else cached_of(
+            [*video, "detectors", "window", "seed", "fid_frames", "short", "stylegan_v"],
+            lambda: video_statistics(self.parts, self.detectors, *what, self.window, args.seed, self.lengths))
+        self.base = "original" if "original" in self.references else "W+"
+        self.seen = None if not args.clips else cached_of(
+            [*video, "descriptor", "reader", "every", "judged"],
+            lambda: observe_video(self.parts, self.watchers, *what, args.every, self.reader))
+        self.pca = {k: v.cpu() for k, v in (self.motions[0][1]["pca"] if self.motions else train.fit_pca(self.codes)).items()}
+        self.x = train.coordinates(torch.from_numpy(self.codes), self.pca)      # (N, 32)
+        self.known = train.code_references(self.x, self.shots, self.window)
+
+    def add_distances(self, row, sets, found):
+        """Rows of one method, by reference, in the paper's order. sets: its short and long set_statistics(); found: its
+        code_table()."""
+        for name in ("original", "W+"):
+            values = {f"{metric.__name__}_{kind}": metric(self.references[name], sets[kind]) for metric in (fid, fvd)
+                      for kind in ("short", "long") if name in self.references and sets[kind]}
+            if name == "W+":
+                values.update({f"codes_{k}": found.get(f"{k}_percent") for k in ("short", "long")})
+                values.update({f"frames_{k}": found.get(f"frame_{k}_percent") for k in ("short", "long")})
+            self.tables.add("distances", row, values, name)
+        self.tables.add("stylegan_v", row, {f"fvd_{n}": fvd_of_stylegan_v(self.references[self.base], sets["short"], n)
+                                            for n in self.lengths} if sets["short"] else {}, self.base)
+
+    def clips(self, name, n, begin):
+        """Yields the n parts of observed clips {row: observe()}. begin(k) -> {row: Future}; what is not stored is begun one clip
+        ahead, so that rendering and dlib work side by side."""
+        begun = collections.deque()
+
+        def finish():
+            part, futures = begun.popleft()
+            return self.parts.get(part, lambda: {row: self.watchers.result(future) for row, future in futures.items()})
+
+        with self.watchers:
+            for k in tqdm(range(n), desc=f"{name}, clips", unit="clip"):
+                part = f"{name}-clip{k}"
+                begun.append((part, begin(k) if self.parts.load(part) is None else {}))
+                if len(begun) > 1:
+                    yield finish()
+            if begun:
+                yield finish()
+
+    def motion_model(self, path, G, meta, first):
+        """One training, one draw: samples from seed `first` on."""
+        args, name, T = self.args, f"run{len(self.runs)}", self.args.frames
+        samples, pca = Samples(G, self.model, first), {k: meta["pca"][k].to(self.model.device).float() for k in ("mean", "basis")}
+        of_codes = self.parts.get(f"{name}-codes", lambda: code_table(G, {**meta, "window": self.window}, self.codes, self.shots,
+                                                                      first))
+        loops = self.parts.get(f"{name}-loops", lambda: loop_table(G, meta, self.codes, self.shots, first))
+        chosen = {"short": ([(k, self.window) for k in range(train.SHORT)], 1, self.lengths),
+                  "long": ([(LONG_SEED + k, train.LONG[1]) for k in range(train.LONG[0])], train.PER_LONG, ())}
+        sets = {kind: set_statistics(self.parts, f"{name}-{kind}", self.detectors, samples, videos, self.window, per, args.seed,
+                                     more) if self.detectors else None for kind, (videos, per, more) in chosen.items()}
+        self.add_distances("sampled", sets, of_codes)
+        self.tables.add("loops", "sampled", {"loop": loops["mean"], "loop_worst": min(loops["scores"]), "moves":
+                                             mean(loops["moves"]), "looping": 100 * loops["looping"] / loops["samples"]})
+
+        def begin(k):
+            return {row: self.watchers.observe(frames, self.fps, args.every, self.reader)
+                    for row, frames in performances(samples, self.model, pca, k, T, self.actors)}
+
+        rows, persons = collections.defaultdict(list), []
+        for clips in self.clips(name, args.clips, begin):
+            for row, clip in clips.items():
+                rows[row].append(face_values(clip, self.fps, clips["sampled"], self.reader))
+            if self.actors and len(descriptors_of(clips["offset trick"])):
+                persons.append(descriptors_of(clips["offset trick"]).mean(0))
+        for row, values in rows.items():
+            means, label = averaged(values), "sampled, training actor" if row == "sampled" else row
+            self.tables.add("faces", label, means)
+            self.tables.add("truth", label, {"drift": means.get("drift")} if row == "sampled" else means)
+        self.tables.add("faces", "between the actors", {"acd": acd(np.array(persons))})
+        self.runs.append({"motion": str(path), "seed": first, "codes": of_codes, "loops": loops, "clips": dict(rows)})
+
+    def folder(self, folder):
+        """Another method's videos."""
+        args, name, row, least = self.args, f"videos{len(self.runs)}", folder.path.name, max(self.window, LONG_LEAST)
+        notes = self.notes.setdefault("distances", [])
+        chosen = {"short": [(k, self.window) for k, n in enumerate(folder.lengths) if n >= self.window][:train.SHORT],
+                  "long": [(k, n) for k, n in enumerate(folder.lengths) if n >= least][:train.LONG[0]]}
+        sets = {"short": None, "long": None}
+        for kind, per in (("short", 1), ("long", train.PER_LONG)) if self.detectors else ():
+            try:
+                enough(self.detectors, sum(n for _, n in chosen[kind]), per * len(chosen[kind]), f"{folder.path}, {kind} set",
+                       args.few)
+                sets[kind] = set_statistics(self.parts, f"{name}-{kind}", self.detectors, folder, chosen[kind], self.window, per,
+                                            args.seed, self.lengths if kind == "short" else ()) if chosen[kind] else None
+            except InputError as error:
+                notes.append(str(error))
+        if self.detectors and not any(sets.values()):
+            raise InputError(notes[-1])
+        notes.append(f"In {folder.path}: {len(chosen['short'])} videos of {self.window} frames or more, {len(chosen['long'])} of "
+                     f"{least} or more.")
+        y = [] if self.model.encoder is None else folder_coordinates(self.parts, f"{name}-codes", self.model, folder, self.pca)
+        self.add_distances(row, sets, folder_codes(self.known, y))
+        usual = usual_distance(self.x[self.shot[0]:self.shot[1]].numpy())
+        halves = [v[len(v) // 2:].numpy() for v in y if len(v) >= 4 * LOOP_LAG][:LOOP_SAMPLES]
+        scores = [loop_score(v, usual)[0] for v in halves]
+        if scores:
+            self.tables.add("loops", row, {
+                "loop": mean(scores), "loop_worst": min(scores), "looping": 100 * mean([s < LOOPS for s in scores]),
+                "moves": mean([moves(v, usual) for v in halves])})
+        rates = [embed.header(file)[1] or self.fps for file in folder.files[:args.clips]]
+
+        def begin(k):
+            frames = folder.frames(k, list(range(min(args.frames, folder.lengths[k]))))
+            return {"": self.watchers.observe(frames, rates[k], args.every, self.reader)}
+
+        values = [face_values(clip[""], fps, None, self.reader) for fps, clip in zip(rates, self.clips(name, len(rates), begin))]
+        for table in ("faces", "truth"):
+            self.tables.add(table, row, averaged(values))
+        self.runs.append({"videos": str(folder.path), "lengths": folder.lengths, "loops": scores, "clips": values})
+
+    def baselines(self):
+        """The training video against itself, and its frames in other orders; the reader of drawn faces."""
+        args, references, add = self.args, self.references, self.tables.add
+        if "original" in references:
+            a, b = references["original"], references["W+"]
+            add("distances", "W+ reconstruction", {"fid_short": fid(a, b), "fvd_short": fvd(a, b)}, "original")
+        for name in ("half against half", *disorders(1, 0)) if self.detectors else ():
+            a, b = [references["first half"], references["second half"]] if name == "half against half" else \
+                [references[self.base], references[name]]
+            large = {kind: args.few or min(a[kind]["n"], b[kind]["n"]) > detector.d for kind, detector in self.detectors.items()}
+            add("distances", name, {f"{metric.__name__}_short": metric(a, b) for metric in (fid, fvd)
+                                    if large.get(metric.__name__)}, self.base)
+            add("stylegan_v", name, {f"fvd_{n}": fvd_of_stylegan_v(a, b, n) for n in self.lengths}, self.base)
+        for name, values in code_baselines(self.known).items():
+            add("distances", name, values, "W+")
+        for name, (score, moved) in loop_baselines(self.x[self.shot[0]:self.shot[1]].double().numpy()).items():
+            add("loops", name, {"loop": score, "moves": moved, "looping": 100 * (score < LOOPS)})
+        if self.seen is not None:
+            rows, count = video_rows(self.seen, self.shot, self.fps, args.frames, args.clips, args.every, self.reader)
+            for name, values in rows.items():
+                add("faces", name, values)
+                add("truth", name, values)
+            self.notes["faces"] = [f"Clips of {args.frames} frames, of at most {JUDGED_SIDE} px, descriptors of every "
+                                   f"{args.every}th: {args.clips} per row, of the training video {count} of at most "
+                                   f"{self.shot[1] - self.shot[0]}. The paper's ACD: 128 clips of 400 frames, every frame "
+                                   f"(--clips 128 --every 1)."]
+            for name, values in reconstruction_rows(self.seen).items() if self.seen["crops"] else ():
+                add("reconstruction", name, values)
+        if self.no_truth:
+            self.notes.setdefault("faces", []).append(f"No transfer against the truth: {self.no_truth}.")
+        elif args.clips:
+            add("truth", "perfect transfer (drawn)", self.reader["ceiling"])
+            known = readable(self.reader, faces.IDENTITY + faces.MOTION)
+            for k in known:
+                name = faces.NAMES[k]
+                add("reader", f"{name} ({'identity' if name in faces.IDENTITY else 'motion'})",
+                    {"r2": float(self.reader["r2"][k]), "error": float(self.reader["error"][k])})
+            self.notes["truth"] = ["The crops of the training video are sharper than any picture that the reader has learnt "
+                                   "from: the row to compare with is its reconstruction."]
+            self.notes["reader"] = [f"{len(known)} of {len(faces.IDENTITY)} identity and {len(faces.MOTION)} motion parameters; "
+                                    f"the rest is not read. To guess the mean has an R2 of 0."]
+        notes = self.notes.setdefault("distances", [])
+        notes.insert(0, f"In the training video: {self.windows} clips of {self.window} frames, {len(self.codes)} frames.")
+        if not self.detectors:
+            notes.append("FID and FVD are not computed; --fid and --fvd fetch their detectors and add them.")
+        elif "fvd" in self.detectors and not self.lengths:
+            notes.append(f"StyleGAN-V's protocol is left out: it takes one clip of each real video (here: shot), at least "
+                         f"{self.detectors['fvd'].d + 1}, and there are {max(self.real_clips.values())}.")
+
+    def illustrations(self):
+        """Plots and videos of the page, of the first motion model and the first folder: [svg], [(caption, data URI)]."""
+        args, model, batch, (start, end) = self.args, self.model, pictures_at_once(self.model), self.shot
+        slow = model.device.type == "cpu" and model.size > 256                  # a picture of 1024 px takes a core a second
+        T = min(round((1 if slow else PAGE_SECONDS) * self.fps), end - start)
+        seconds = [t / self.fps for t in range(T)]
+
+        def show(caption, clips):
+            videos.append((caption, embedded_video(side_by_side(clips), self.fps)))
+
+        def curves(title, x):                                                   # x (T, 32)
+            return plot(title, "seconds", [(f"PCA {j + 1}", seconds, x[:, j].tolist()) for j in range(3)])
+
+        plots, videos = [curves("Training video: its largest motions", self.x[start:start + T])], []
+        shown = list(itertools.islice(pairs(model, self.codes, self.latents, self.places, start), T))
+        show("training video | its W+ reconstruction" if self.places else "W+ reconstruction of the training video",
+             [np.stack([p[j] for p in shown]) for j in (1, 2) if shown[0][j] is not None])
+        if self.motions:
+            G, meta = self.motions[0]
+            w = [Samples(G, model, args.seed).codes(k, T).to(model.device) for k in range(3)]       # (T, L, D) each
+            plots = training_plots(train.beside(Path(args.motion[0]), ".csv")) + plots
+            plots.append(curves("Sample: its largest motions", train.coordinates(w[0].cpu(), self.pca)))
+            show("three samples, training actor", [render(model, v, batch) for v in w])
+            pca = {k: meta["pca"][k].to(model.device).float() for k in ("mean", "basis")}
+            for name, (mode, actor) in ROWS.items() if self.actors else ():
+                show(f"the first sample by three actors: {name}",
+                     [render(model, move(w[0], actor(model, k), pca, w[0][0], mode), batch) for k in range(3)])
+        for folder in self.folders[:1]:
+            n = min(T, *folder.lengths[:3])
+            clips = [folder.frames(k, list(range(n))) for k in range(min(3, len(folder.files)))]
+            side = min(clip.shape[1] for clip in clips)
+            show(folder.path.name, [np.stack([cv2.resize(f, (side, side)) for f in clip]) for clip in clips])
+        return plots, videos
+
+    def close(self):
+        self.watchers.close()
+        if self.parts.folder.exists() and not any(self.parts.folder.glob("*.pt")):
+            shutil.rmtree(self.parts.folder, ignore_errors=True)
 
 
 def clean(value):
-    """For JSON, which has no NaN (None instead) and no paths."""
+    """For JSON, which has no NaN and no infinity: None instead."""
     if isinstance(value, dict):
         return {k: clean(v) for k, v in value.items()}
     if isinstance(value, (list, tuple)):
         return [clean(v) for v in value]
-    return None if isinstance(value, float) and value != value else value
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def write(path, text, option):
@@ -1208,209 +1497,33 @@ def write(path, text, option):
 def main(args):
     started = time.time()
     json_path, html_path = check(args)
-    device = pick_device(args.device)
-    codes, latents, motions, model = load_inputs(args, device)
-    shots, fps = latents["clips"], latents["fps"]
-    window = args.window or (motions[0][1]["window"] if motions else 25)        # 25: the paper's (sec. 3)
-    shot = max(shots, key=lambda clip: clip[1] - clip[0])
-    if shot[1] - shot[0] < window or window < 2:
-        raise InputError(f"{args.latents} has no clip as long as the window, {window} frames; give the codes that the motion "
-                         f"model was trained on, or another --window.")
-    places = source_files(args.latents, latents["frames"] and latents, args.video)
-    if places is None:
-        print("evaluate.py: the training video is not where latents.json says, so the rendered codes stand for it; name it with "
-              "--video.", file=sys.stderr)
-    detectors = {kind: Detector(kind, file, device) for kind, file in (("fid", args.fid), ("fvd", args.fvd)) if file}
-    windows = len(train.window_starts(shots, window))
-    enough(detectors, len(codes), windows, args.latents, args.few)
-    if "fvd" in detectors and window < FVD_LEAST:
-        raise InputError(f"--window {window}: I3D needs clips of {FVD_LEAST} frames or more.")
-    folders = [Folder(path) for path in args.videos]
-    real_clips = {n: sum(end - start >= n for start, end in shots) for n in STYLEGAN_V}
-    lengths = tuple(n for n, count in real_clips.items() if "fvd" in detectors
-                    and (count > detectors["fvd"].d or args.few and count > 1))
-    truth, actors = why_no_truth(model), model.has_actors and model.encoder is not None
-
-    settings = {
-        **{k: v for k, v in vars(args).items() if k not in ("json", "html")}, "device": str(device), "window": window,
-        "image_model": {"name": model.name, "sha256": model.sha256}, "training_frames": len(codes), "training_windows": windows,
-        "fps": fps, "source": None if places is None else [content_hash(p) for p in places],
-        "latents_sha256": sha256_of(args.latents), "sidecar": digest(latents["frames"]),
-        "motion_sha256": [sha256_of(p) for p in args.motion],
-        "motion_steps": [meta["step"] for _, meta in motions], "videos_sha256": [content_hash(f.path) for f in folders],
-        "detectors": {kind: {"file": d.name, "sha256": d.sha256, "published": d.sha256 == d.published, "features": d.d,
-                             "resize": "in the network, to 299 px" if kind == "fid" else "in the network, to 224 px",
-                             "covariance": "divided by n"} for kind, d in detectors.items()},
-        "fid_frames": FID_FRAMES, "short": [train.SHORT, window], "long": [*train.LONG, train.PER_LONG], "space": train.SPACE,
-        "stylegan_v": {"frames": list(lengths), "stride": 1, "real_clips": list(real_clips.values())},
-        "loops": [LOOP_SAMPLES, LOOP_FRAMES, LOOP_LAG, LOOPS], "length_samples": LENGTH_SAMPLES,
-        "reader": [READER_HEADS, READER_SIDE, READER_RIDGE, READER_HELD_OUT, READER_LEAST, *READER_CLIPS],
-        "descriptor": {name: sha256_of(embed.dlib_file(name)) for name in (
-            "dlib_face_recognition_resnet_model_v1.dat", "shape_predictor_68_face_landmarks.dat")},
-        "versions": {"evaluate.py": sha256_of(__file__), "python": platform.python_version(), "torch": str(torch.__version__),
-                     **{package.__name__: package.__version__ for package in (np, dlib, cv2, sklearn, av)}}}
-    notes = {"distances": [f"In the training video: {windows} clips of {window} frames, {len(codes)} frames."]}
-    parts, tables, runs = Parts(json_path, settings), Tables(), []
+    e = Evaluation(args, json_path)
     try:
-        # The training video, which all else is compared with
-        def of(*names):
-            """What a cached part depends on, beside the video and its codes."""
-            return {k: settings[k] for k in ("image_model", "versions", *names)}
-
-        video = "latents_sha256", "sidecar", "source"
-        reader = None if truth or not args.clips else cached(of("reader"), lambda: fit_reader(model))
-        references = {} if not detectors else cached(
-            of(*video, "detectors", "window", "seed", "fid_frames", "short", "stylegan_v"),
-            lambda: video_statistics(parts, detectors, model, codes, latents, places, window, args.seed, lengths))
-        seen = cached(of(*video, "descriptor", "reader", "every"), lambda: observe_video(
-            model, codes, latents, places, args.every, reader)) if args.clips else None
-        pca = {k: v.cpu() for k, v in (motions[0][1]["pca"] if motions else train.fit_pca(codes)).items()}
-        x = train.coordinates(torch.from_numpy(codes), pca)                     # (N, 32)
-        known = train.code_references(x, shots, window)
-
-        def add_distances(row, short, long, found):
-            """Rows of one method, by reference, in the paper's order."""
-            for name in ("original", "W+"):
-                values = {f"{metric.__name__}_{kind}": metric(references[name], stats) for metric in (fid, fvd)
-                          for kind, stats in (("short", short), ("long", long)) if name in references and stats}
-                if name == "W+":
-                    values.update({f"codes_{k}": found.get(f"{k}_percent") for k in ("short", "long")})
-                    values.update({f"frames_{k}": found.get(f"frame_{k}_percent") for k in ("short", "long")})
-                tables.add("distances", row, values, name)
-            base = "original" if "original" in references else "W+"
-            tables.add("stylegan_v", row, {f"fvd_{n}": fvd_of_stylegan_v(references[base], short, n) for n in lengths}
-                       if short else {}, base)
-
-        # Motion models: every training and every draw is a run
-        for path, (G, meta) in zip(args.motion, motions):
+        e.training_video()
+        for path, (G, meta) in zip(args.motion, e.motions):                     # every training and every draw is a run
             for r in range(args.runs):
-                number, first = len(runs), args.seed + r * RUN
-                samples, name = Samples(G, model, first), f"run{number}"
-                own_pca = {k: meta["pca"][k].to(model.device).float() for k in ("mean", "basis")}
-                found = parts.get(f"{name}-codes", lambda: code_table(G, {**meta, "window": window}, codes, shots, first))
-                loops = parts.get(f"{name}-loops", lambda: loop_table(G, meta, codes, shots, first))
-                sets = [set_statistics(parts, f"{name}-{kind}", detectors, samples, chosen, window, per, args.seed, more)
-                        if detectors else None for kind, chosen, per, more in (
-                            ("short", [(k, window) for k in range(train.SHORT)], 1, lengths),
-                            ("long", [(LONG_SEED + k, train.LONG[1]) for k in range(train.LONG[0])], train.PER_LONG, ()))]
-                add_distances("sampled", *sets, found)
-                tables.add("loops", "sampled", {"loop": loops["mean"], "loop_worst": min(loops["scores"]), "moves":
-                                                mean(loops["moves"]), "looping": 100 * loops["looping"] / loops["samples"]})
-                rows, persons = collections.defaultdict(list), []
-                for k in tqdm(range(args.clips), desc=f"{name}, clips", unit="clip"):
-                    clips = parts.get(f"{name}-clip{k}", lambda: performances(
-                        samples, model, own_pca, k, args.frames, fps, args.every, reader, actors))
-                    for row, clip in clips.items():
-                        rows[row].append(face_values(clip, fps, clips["sampled"], reader))
-                    if actors and len(descriptors_of(clips["offset trick"])):
-                        persons.append(descriptors_of(clips["offset trick"]).mean(0))
-                for row, values in rows.items():
-                    means, label = averaged(values), "sampled, training actor" if row == "sampled" else row
-                    tables.add("faces", label, means)
-                    tables.add("truth", label, {"drift": means.get("drift")} if row == "sampled" else means)
-                tables.add("faces", "between the actors", {"acd": acd(np.array(persons))})
-                runs.append({"motion": str(path), "seed": first, "codes": found, "loops": loops, "clips": dict(rows)})
-
-        # Other methods' videos
-        for number, folder in enumerate(folders):
-            name, few = f"videos{number}", args.few
-            sets, least = {}, max(window, LONG_LEAST)
-            chosen = {"short": [(k, window) for k, n in enumerate(folder.lengths) if n >= window][:train.SHORT],
-                      "long": [(k, n) for k, n in enumerate(folder.lengths) if n >= least][:train.LONG[0]]}
-            for kind, per in (("short", 1), ("long", train.PER_LONG)):
-                count = sum(n for _, n in chosen[kind]), per * len(chosen[kind])
-                try:
-                    enough(detectors, *count, f"{folder.path}, {kind} set", few)
-                    sets[kind] = set_statistics(parts, f"{name}-{kind}", detectors, folder, chosen[kind], window, per, args.seed,
-                                                lengths if kind == "short" else ()) if detectors and chosen[kind] else None
-                except InputError as error:
-                    sets[kind] = None
-                    notes["distances"].append(str(error))
-            if detectors and not any(sets.values()):
-                raise InputError(notes["distances"][-1])
-            notes["distances"].append(f"In {folder.path}: {len(chosen['short'])} videos of {window} frames or more, "
-                                      f"{len(chosen['long'])} of {least} or more.")
-            y = folder_coordinates(parts, f"{name}-codes", model, folder, pca) if model.encoder is not None else []
-            add_distances(folder.path.name, sets["short"], sets["long"], folder_codes(known, y))
-            usual = usual_distance(x[shot[0]:shot[1]].numpy())
-            halves = [v[len(v) // 2:].numpy() for v in y if len(v) >= 4 * LOOP_LAG][:LOOP_SAMPLES]
-            scores = [loop_score(v, usual)[0] for v in halves]
-            if scores:
-                tables.add("loops", folder.path.name, {
-                    "loop": mean(scores), "loop_worst": min(scores), "looping": 100 * mean([s < LOOPS for s in scores]),
-                    "moves": mean([moves(v, usual) for v in halves])})
-            values = [face_values(parts.get(f"{name}-clip{k}", lambda: observe(
-                folder.frames(k, list(range(min(args.frames, folder.lengths[k])))), fps, args.every, reader)),
-                embed.header(folder.files[k])[1] or fps, None, reader)
-                for k in tqdm(range(min(args.clips, len(folder.files))), desc=f"{name}, clips", unit="clip")]
-            for table in ("faces", "truth"):
-                tables.add(table, folder.path.name, averaged(values))
-            runs.append({"videos": str(folder.path), "lengths": folder.lengths, "loops": scores, "clips": values})
-
-        # Baselines: the training video against itself, and its frames in other orders
-        base = "original" if "original" in references else "W+"
-        if "original" in references:
-            a, b = references["original"], references["W+"]
-            tables.add("distances", "W+ reconstruction", {"fid_short": fid(a, b), "fvd_short": fvd(a, b)}, "original")
-        for name in ("half against half", *disorders(1, 0)) if detectors else ():
-            a, b = [references["first half"], references["second half"]] if name == "half against half" else \
-                [references[base], references[name]]
-            enough_of = {kind: args.few or min(a[kind]["n"], b[kind]["n"]) > detector.d for kind, detector in detectors.items()}
-            tables.add("distances", name, {f"{metric.__name__}_short": metric(a, b) for metric in (fid, fvd)
-                                           if enough_of.get(metric.__name__)}, base)
-            tables.add("stylegan_v", name, {f"fvd_{n}": fvd_of_stylegan_v(a, b, n) for n in lengths}, base)
-        for name, values in code_baselines(known).items():
-            tables.add("distances", name, values, "W+")
-        for name, (score, moved) in loop_baselines(x[shot[0]:shot[1]].double().numpy()).items():
-            tables.add("loops", name, {"loop": score, "moves": moved, "looping": 100 * (score < LOOPS)})
-        if seen is not None:
-            rows, count = video_rows(seen, shot, fps, args.frames, args.clips, args.every, reader)
-            for name, values in rows.items():
-                tables.add("faces", name, values)
-                tables.add("truth", name, values)
-            notes["faces"] = [f"Clips of {args.frames} frames, descriptors of every {args.every}th: {args.clips} per row, of the "
-                              f"training video {count} of at most {shot[1] - shot[0]}. The paper's ACD: 128 clips of 400 frames, "
-                              f"every frame (--clips 128 --every 1)."]
-            if seen["crops"]:
-                for name, values in reconstruction_rows(seen).items():
-                    tables.add("reconstruction", name, values)
-        if truth:
-            notes.setdefault("faces", []).append(f"No transfer against the truth: {truth}.")
-        elif args.clips:
-            tables.add("truth", "perfect transfer (drawn)", reader["ceiling"])
-            for k, name in enumerate(faces.NAMES):
-                if k in readable(reader, faces.IDENTITY + faces.MOTION):
-                    tables.add("reader", f"{name} ({'identity' if name in faces.IDENTITY else 'motion'})",
-                               {"r2": float(reader["r2"][k]), "error": float(reader["error"][k])})
-            notes["truth"] = ["The crops of the training video are sharper than any picture that the reader has learnt from: the "
-                              "row to compare with is its reconstruction."]
-            notes["reader"] = [f"Of {len(faces.IDENTITY)} identity and {len(faces.MOTION)} motion parameters; the rest is not "
-                               f"read."]
-        if not detectors:
-            notes["distances"].append("FID and FVD are not computed; --fid and --fvd fetch their detectors and add them.")
-        elif "fvd" in detectors and not lengths:
-            notes["distances"].append(f"StyleGAN-V's protocol is left out: it takes one clip of each real video (here: shot), at "
-                                      f"least {detectors['fvd'].d + 1}, and there are {max(real_clips.values())}.")
-
-        # Plots and videos of the page
-        over_length = parts.get("over-length", lambda: length_table(*motions[0], codes, shots, args.seed)) if motions else None
+                e.motion_model(path, G, meta, args.seed + r * RUN)
+        for folder in e.folders:
+            e.folder(folder)
+        e.baselines()
+        over_length = e.parts.get("over-length", lambda: length_table(*e.motions[0], e.codes, e.shots, args.seed)) \
+            if e.motions else None
+        results = {"tables": e.tables.summary(), "notes": e.notes, "runs": e.runs, "over_length": over_length,
+                   "reader": e.reader and {k: dict(zip(faces.NAMES, e.reader[k].tolist())) for k in ("r2", "error")},
+                   "settings": e.settings, "seconds": time.time() - started}
         if html_path:
-            plots, videos = illustrate(args, codes, latents, motions, model, places, pca, folders)
+            plots, videos = e.illustrations()
             if over_length:
                 plots.append(plot("Distance of windows over the length of samples, % of frozen frames", "frame", [
                     ("samples", over_length["frames"], over_length["percent"]),
                     ("as many real windows*", [0, over_length["frames"][-1]], 2 * [over_length["least"]])]))
-        of_reader = reader and {k: dict(zip(faces.NAMES, reader[k].tolist())) for k in ("r2", "error")}
-        results = {"tables": tables.summary(), "notes": notes, "runs": runs, "over_length": over_length, "reader": of_reader,
-                   "settings": settings, "seconds": time.time() - started}
         write(json_path, json.dumps(clean(results), indent=1), "--json")
         if html_path:
-            write(html_path, page(tables, notes, clean(settings), plots, videos), "--html")
-        shutil.rmtree(parts.folder, ignore_errors=True)
+            write(html_path, page(e.tables, e.notes, clean(e.settings), plots, videos), "--html")
+        shutil.rmtree(e.parts.folder, ignore_errors=True)
     finally:
-        if parts.folder.exists() and not any(parts.folder.glob("*.pt")):
-            shutil.rmtree(parts.folder, ignore_errors=True)
-    print(report(tables, notes))
+        e.close()
+    print(report(e.tables, e.notes))
     print(f"evaluate.py: wrote {' and '.join(str(p) for p in (json_path, html_path) if p)} in {time.time() - started:.0f} s.",
           file=sys.stderr)
 
@@ -1428,9 +1541,11 @@ def options():
                        "the name of the JSON file with .html")
     files.add_argument("--model", help="image model; when not given the one recorded in MOTION")
     files.add_argument("--video", metavar="FILE", help="training video, if it is not where latents.json says")
-    metrics = parser.add_argument_group("detectors", "TorchScript files; without FILE fetched once into the cache folder")
-    metrics.add_argument("--fid", nargs="?", const="official", metavar="FILE", help="FID, with NVIDIA's inception-2015-12-05.pt")
-    metrics.add_argument("--fvd", nargs="?", const="official", metavar="FILE", help="FVD, with StyleGAN-V's i3d_torchscript.pt")
+    metrics = parser.add_argument_group("detectors", "TorchScript files, fetched once into the cache folder or named here")
+    metrics.add_argument("--fid", action="store_true", help="FID, with NVIDIA's inception-2015-12-05.pt")
+    metrics.add_argument("--fvd", action="store_true", help="FVD, with StyleGAN-V's i3d_torchscript.pt")
+    metrics.add_argument("--inception", metavar="FILE", help="FID with this file")
+    metrics.add_argument("--i3d", metavar="FILE", help="FVD with this file")
     metrics.add_argument("--few", action="store_true", help="compute them, too, where frames or clips are fewer than features")
     metrics.add_argument("--window", type=int, metavar="T", help="frames of a clip; when not given MOTION's, or 25")
     counts = parser.add_argument_group("counts")
@@ -1441,7 +1556,10 @@ def options():
                         "pairs needs few frames, and a core does 16 descriptors a second (the paper's ACD: 1)")
     counts.add_argument("--runs", type=int, default=1, help="draws of samples per motion model")
     counts.add_argument("--seed", type=int, default=0)
-    counts.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
+    machine = parser.add_argument_group("machine")
+    machine.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
+    machine.add_argument("--workers", type=int, default=WORKERS, metavar="N", help="processes in which dlib judges faces while "
+                         "this one renders; 0: none. The numbers stay the same")
     return parser
 
 

@@ -3007,6 +3007,7 @@ def quick(monkeypatch, tmp_path):
     torch.set_num_threads(1)
 
     def run_it(*words):
+        words = words if "--workers" in words else (*words, "--workers", 0)
         evaluate.main(evaluate.options().parse_args([str(w) for w in words]))
     return run_it
 
@@ -3076,12 +3077,12 @@ def test_detectors_take_what_the_real_ones_take(scripts, tmp_path):
                              (np.zeros(shape[1:], np.uint8), "shape"), (np.zeros((*shape[:-1], 4), np.uint8), "shape")):
             with pytest.raises(InputError, match=f"--{kind} .*{words}"):
                 detector.features(wrong)
-    with pytest.raises(InputError, match="fid.pt cannot be used for --fvd .*give StyleGAN-V's i3d_torchscript.pt with --fvd"):
+    with pytest.raises(InputError, match="fid.pt cannot be used for --fvd .*give StyleGAN-V's i3d_torchscript.pt with --i3d"):
         evaluate.Detector("fvd", scripts["fid"], cpu)
     (tmp_path / "no.pt").write_bytes(b"no")
-    with pytest.raises(InputError, match="no.pt is no TorchScript file .*--fid"):
+    with pytest.raises(InputError, match="no.pt is no TorchScript file .*--inception"):
         evaluate.Detector("fid", tmp_path / "no.pt", cpu)
-    with pytest.raises(InputError, match="absent.pt is no file; .*--fid"):
+    with pytest.raises(InputError, match="absent.pt is no file; .*--inception.*--fid alone"):
         evaluate.Detector("fid", tmp_path / "absent.pt", cpu)
     with pytest.raises(InputError, match="set: 4 clips of .*too few for --fvd.*at least 5.*--few"):
         evaluate.enough(detectors, 5, 4, "set", False)
@@ -3093,16 +3094,16 @@ def test_detectors_are_fetched_once_and_checked(address, scripts, monkeypatch, t
     url, handler = address
     handler.data = scripts["fid"].read_bytes()
     sha256 = hashlib.sha256(handler.data).hexdigest()
-    monkeypatch.setitem(evaluate.DETECTORS, "fid", ("inception.pt", url, sha256))
+    monkeypatch.setitem(evaluate.DETECTORS, "fid", ("--inception", "inception.pt", url, sha256))
     for _ in range(2):
-        detector = evaluate.Detector("fid", "official", torch.device("cpu"))
+        detector = evaluate.Detector("fid", None, torch.device("cpu"))
         assert detector.sha256 == detector.published == sha256 and len(handler.ranges) == 1
     (tmp_path / "cache" / "inception.pt").write_bytes(handler.data + b"x")
     with pytest.raises(InputError, match="inception.pt has sha256 .*, not .*delete it"):
-        evaluate.Detector("fid", "official", torch.device("cpu"))
-    monkeypatch.setitem(evaluate.DETECTORS, "fid", ("other.pt", url, "0" * 64))
-    with pytest.raises(InputError, match="other.pt could not be fetched .*sha256.*--fid"):
-        evaluate.Detector("fid", "official", torch.device("cpu"))
+        evaluate.Detector("fid", None, torch.device("cpu"))
+    monkeypatch.setitem(evaluate.DETECTORS, "fid", ("--inception", "other.pt", url, "0" * 64))
+    with pytest.raises(InputError, match="other.pt could not be fetched .*sha256.*--inception"):
+        evaluate.Detector("fid", None, torch.device("cpu"))
 
 
 @pytest.mark.skipif("I3D_TORCHSCRIPT" not in os.environ, reason="I3D_TORCHSCRIPT names no i3d_torchscript.pt")
@@ -3287,7 +3288,7 @@ def test_the_training_video_beside_its_own_disorder():
 
 def test_scores_of_a_motion_model(quick, toy, toy_codes, scripts, tmp_path, capsys):
     """FID, FVD and their neighbours on a toy, against a computation of their own from all frames."""
-    command = (toy_codes, toy / "motion.pt", "--fid", scripts["fid"], "--fvd", scripts["fvd"], "--clips", 0, "--few",
+    command = (toy_codes, toy / "motion.pt", "--inception", scripts["fid"], "--i3d", scripts["fvd"], "--clips", 0, "--few",
                "--json", tmp_path / "r.json")
     quick(*command, "--html", "none", "--runs", 2)
     text = capsys.readouterr().out
@@ -3348,7 +3349,8 @@ def values_of(read, column):
 
 
 def test_an_interrupted_evaluation_goes_on_to_the_same_end(quick, toy, toy_codes, scripts, tmp_path, monkeypatch):
-    words = (toy_codes, toy / "motion.pt", "--fvd", scripts["fvd"], "--clips", 2, "--frames", 8, "--html", "none", "--few")
+    words = (toy_codes, toy / "motion.pt", "--i3d", scripts["fvd"], "--clips", 3, "--frames", 8, "--html", "none",
+             "--few")
     (tmp_path / "whole").mkdir()
     quick(*words, "--json", tmp_path / "whole" / "r.json")
     shutil.rmtree(tmp_path / "cache")
@@ -3356,7 +3358,7 @@ def test_an_interrupted_evaluation_goes_on_to_the_same_end(quick, toy, toy_codes
 
     def interrupted(samples, model, pca, k, *rest):
         calls.append(k)
-        if calls == ["codes", 0, 1]:
+        if calls == ["codes", 0, 1, 2]:                                         # clip 0 is stored when clip 1 has been begun
             raise KeyboardInterrupt
         return performances(samples, model, pca, k, *rest)
 
@@ -3365,9 +3367,9 @@ def test_an_interrupted_evaluation_goes_on_to_the_same_end(quick, toy, toy_codes
     (tmp_path / "parts").mkdir()
     with pytest.raises(KeyboardInterrupt):
         quick(*words, "--json", tmp_path / "parts" / "r.json")
-    assert calls == ["codes", 0, 1] and os.listdir(tmp_path / "parts") == [".r.json.parts"]
+    assert calls == ["codes", 0, 1, 2] and os.listdir(tmp_path / "parts") == [".r.json.parts"]
     quick(*words, "--json", tmp_path / "parts" / "r.json")
-    assert calls == ["codes", 0, 1, 1] and os.listdir(tmp_path / "parts") == ["r.json"]     # clip 0 and the codes were there
+    assert calls == ["codes", 0, 1, 2, 1, 2] and os.listdir(tmp_path / "parts") == ["r.json"]   # clip 0 and the codes were there
     reads = [json.loads((tmp_path / folder / "r.json").read_text()) for folder in ("whole", "parts")]
     assert all(read.pop("seconds") > 0 for read in reads) and reads[0] == reads[1]
     # Parts of other settings are of no use
@@ -3380,6 +3382,81 @@ def test_an_interrupted_evaluation_goes_on_to_the_same_end(quick, toy, toy_codes
     for path in (tmp_path / "cache" / "evaluate").iterdir():
         path.write_bytes(b"damaged")
     assert evaluate.cached({"a": 1}, lambda: 7) == 7
+
+
+def test_watching_processes_see_what_this_one_sees(tmp_path):
+    """In the order of the clips, large pictures as small ones; and they end at once, whatever they are doing."""
+    small, large = (np.stack([embed.align_photo(ROOT / "assets" / "astronaut.jpg", side)] * 3) for side in (200, 600))
+    watchers, here = evaluate.Watchers(1), evaluate.Watchers(0)
+    try:
+        threads = torch.get_num_threads()
+        with watchers:
+            assert torch.get_num_threads() == max(1, threads - 1)
+            futures = [watchers.observe(frames, 25, 2) for frames in (small, large, small[:1], large)]
+            assert len(watchers.waiting) <= 2
+        assert torch.get_num_threads() == threads
+        for future, frames in zip(futures, (small, large, small[:1], large)):
+            found, expected = watchers.result(future), here.result(here.observe(frames, 25, 2))
+            assert set(found) == {"points", "descriptors"} and len(found["points"]) == len(frames)
+            for name in found:
+                assert torch.allclose(found[name], expected[name], rtol=0, atol=0, equal_nan=True)
+            assert found["descriptors"][:, 0].isfinite().tolist() == [k % 2 == 0 for k in range(len(frames))]
+        # Points are shares of the width, whatever the size
+        near = watchers.result(futures[0])["points"] - watchers.result(futures[1])["points"]
+        assert near.abs().max() < 0.02
+        last = watchers.observe(np.repeat(large, 200, 0), 25, 1)
+        started = time.time()
+    finally:
+        watchers.close()
+    assert time.time() - started < 10
+    with pytest.raises(InputError, match="was ended.*--workers 0"):
+        watchers.result(last)
+
+
+def test_an_interrupted_look_at_the_video_goes_on(monkeypatch, tmp_path):
+    """Three pieces: stopped in the second one, gone on to the same end; scores by hand."""
+    rng = np.random.RandomState(0)
+    crops, pictures = rng.randint(0, 255, (2, 60, 16, 16, 3)).astype(np.uint8)
+    monkeypatch.setattr(evaluate, "WATCHED", 25)
+    monkeypatch.setattr(evaluate, "SAVE", -1)
+    monkeypatch.setattr(evaluate, "source_crops", lambda *_: iter(crops))
+    monkeypatch.setattr(evaluate, "render", lambda model, w, batch: pictures[w[:, 0, 0].long().numpy()])
+    monkeypatch.setattr(evaluate, "pictures_at_once", lambda model: 4)
+    codes = np.tile(np.arange(60.0, dtype=np.float32)[:, None, None], (1, 2, 2))
+    model, latents = collections.namedtuple("M", "size device")(16, "cpu"), {"fps": 25.0}
+    seen = []
+
+    def watched(frames, *_):
+        seen.append(frames[:, 0, 0, 0].tolist())
+        if len(seen) == stop:
+            raise KeyboardInterrupt
+        return {"points": torch.full((len(frames), 68, 2), float(len(frames))), "descriptors": torch.zeros(len(frames), 128)}
+
+    monkeypatch.setattr(evaluate, "observe", watched)
+
+    def look(name):
+        (tmp_path / name).mkdir(exist_ok=True)
+        parts = evaluate.Parts(tmp_path / name / "r.json", {})
+        return evaluate.observe_video(parts, evaluate.Watchers(0), model, codes, latents, ["video"], 5, None)
+
+    stop = 0
+    whole = look("a")
+    assert [len(s) for s in seen] == [25, 25, 25, 25, 10, 10]
+    stop, seen[:] = 3, []
+    with pytest.raises(KeyboardInterrupt):
+        look("b")
+    assert len(seen) == 3
+    stop, seen[:] = 0, []
+    again = look("b")
+    assert [len(s) for s in seen] == [25, 25, 10, 10] and seen[0] == pictures[25:50, 0, 0, 0].tolist()
+    for name in ("crops", "pictures"):
+        assert torch.equal(whole[name]["points"], again[name]["points"]) and len(whole[name]["points"]) == 60
+    expected = {"W+ reconstruction": zip(crops, pictures), "half against half": zip(crops[:30], crops[30:]),
+                "time-reversed": [(crops[j], crops[k]) for k, j in enumerate([*range(24, -1, -1), *range(49, 24, -1),
+                                                                              *range(59, 49, -1)]) if j != k]}
+    for name, both in expected.items():
+        values = torch.tensor([embed.psnr(a, b) for a, b in both], dtype=torch.float64)
+        assert torch.equal(whole["psnr"][name], values) and torch.equal(again["psnr"][name], values)
 
 
 def test_videos_of_other_methods(quick, toy, toy_codes, scripts, tmp_path, capsys):
@@ -3395,7 +3472,7 @@ def test_videos_of_other_methods(quick, toy, toy_codes, scripts, tmp_path, capsy
     folder = evaluate.Folder(other)
     assert [f.name for f in folder.files] == ["clip1.mp4", "clip2", "clip10"] and folder.lengths == [140, 30, 26]
     assert np.array_equal(folder.frames(1, [3, 29])[1], embed.read_picture(other / "clip2" / "29.png"))
-    quick(toy_codes, toy / "motion.pt", "--videos", other, "--fid", scripts["fid"], "--clips", 1, "--frames", 10, "--few",
+    quick(toy_codes, toy / "motion.pt", "--videos", other, "--inception", scripts["fid"], "--clips", 1, "--frames", 10, "--few",
           "--json", tmp_path / "r.json", "--html", "none")
     tables, read = read_results(tmp_path / "r.json")
     frames = np.concatenate([folder.frames(k, list(range(25))) for k in range(3)])
@@ -3434,8 +3511,9 @@ def test_evaluate_refusals(quick, toy, toy_codes, tmp_path):
             ((toy_codes, motion, "--html", tmp_path / "r.json", "--json", tmp_path / "r.json"), "--html"),
             ((toy_codes, motion, "--runs", 0), "--runs 0"), ((toy_codes, motion, "--seed", -1), "--seed -1"),
             ((toy_codes, motion, "--frames", 3), "--frames 3"), ((toy_codes, motion, "--device", "nope"), "--device"),
-            ((toy_codes, motion, "--fid", motion), "motion.pt is no TorchScript"),
-            ((motion, "--fid", toy_codes), "put LATENTS and MOTION before --fid"),
+            ((toy_codes, motion, "--inception", motion), "motion.pt is no TorchScript .*--inception"),
+            ((toy_codes, motion, "--i3d", tmp_path / "absent"), "absent is no file.*--i3d"),
+            ((toy_codes, motion, "--workers", -1), "--workers -1"),
             ((toy_codes, "--videos", tmp_path / "empty"), "empty holds no videos"),
             ((toy_codes, "--videos", motion), "motion.pt is no folder")):
         words = words if "--json" in words else (*words, "--json", tmp_path / "r.json")
@@ -3449,7 +3527,8 @@ def test_evaluate_the_drawn_clip(quick, embedded, tmp_path, capsys):
     for name in ("one", "two"):
         (tmp_path / name).mkdir()
         quick(embedded[0], ROOT / "assets" / "motion.pt", "--clips", 2, "--frames", 20, "--every", 10, "--json",
-              tmp_path / name / "r.json", *(("--html", "none") if name == "two" else ()))
+              tmp_path / name / "r.json", *(("--html", "none", "--workers", 2) if name == "two" else ()))
+        shutil.rmtree(tmp_path / "cache")
     text = capsys.readouterr().out
     reads = [json.loads((tmp_path / name / "r.json").read_text()) for name in ("one", "two")]
     assert all(read.pop("seconds") > 0 for read in reads) and reads[0] == reads[1]
@@ -3469,7 +3548,8 @@ def test_evaluate_the_drawn_clip(quick, embedded, tmp_path, capsys):
     assert 0 < truth[("perfect transfer (drawn)", "")]["motion_r"] < 1
     assert truth[("its W+ reconstruction", "")]["motion_r"] > 0.6 > truth[("shuffled frames", "")]["motion_r"]
     assert reads[0]["reader"]["r2"]["yaw"] > 0.5 and reads[0]["reader"]["r2"]["light"] > 0.5
-    assert 20 < tables["reconstruction"][("W+ reconstruction", "")]["psnr"] < 40
+    psnr = {row: values["psnr"] for (row, _), values in tables["reconstruction"].items()}
+    assert 20 < psnr["W+ reconstruction"] < 40 and psnr["half against half"] < psnr["time-reversed"]
     clips = reads[0]["runs"][0]["clips"]
     assert set(clips) == {"sampled", *evaluate.ROWS} and len(clips["naive shift"]) == 2
     assert not left_over(tmp_path / "one") and sorted(os.listdir(tmp_path / "one")) == ["r.html", "r.json"]
