@@ -3404,6 +3404,8 @@ def test_watching_processes_see_what_this_one_sees(tmp_path):
         # Points are shares of the width, whatever the size
         near = watchers.result(futures[0])["points"] - watchers.result(futures[1])["points"]
         assert near.abs().max() < 0.02
+        later = here.result(here.observe(small, 25, 2, None, 5))                # frames 5, 6, 7 of a video
+        assert later["descriptors"][:, 0].isfinite().tolist() == [False, True, False]
         last = watchers.observe(np.repeat(large, 200, 0), 25, 1)
         started = time.time()
     finally:
@@ -3426,7 +3428,8 @@ def test_an_interrupted_look_at_the_video_goes_on(monkeypatch, tmp_path):
     model, latents = collections.namedtuple("M", "size device")(16, "cpu"), {"fps": 25.0}
     seen = []
 
-    def watched(frames, *_):
+    def watched(frames, fps, every, reader, first):
+        assert first % 25 == 0 and (frames[0] == crops[first]).all() | (frames[0] == pictures[first]).all()
         seen.append(frames[:, 0, 0, 0].tolist())
         if len(seen) == stop:
             raise KeyboardInterrupt

@@ -2,9 +2,8 @@
 
     python -m pretrain.faces --sheet sheet.png
     python -m pretrain.faces --clip assets/demo.mp4 --seconds 60 --seed 8
-    python embed.py assets/demo.mp4
-    python train.py latents.npy --steps 1000 --lambda-gap 10 --threads 1 -o assets/motion.pt
-    python train.py latents.npy --steps 1200 --lr 0.0025 --threads 1 -o assets/motion.pt --resume
+    python embed.py assets/demo.mp4 --shakes 4
+    python train.py latents.npy --threads 1 -o assets/motion.pt
 
 Head frame: unit = eye distance of the average head; x right in the picture, y down, z towards the viewer; origin
 between the eyes, on the axis of the head. Canvas frame: pixels. Colours: RGB in [0, 255].
