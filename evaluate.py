@@ -80,8 +80,8 @@ LENGTH_SAMPLES = 512    # ours: samples behind the curve of distance over length
 MEASURES = "mouth_area", "mouth_opening", "eye_opening", "yaw"
 CROPS = 32              # ours: crops of the source held at a time
 JUDGED_SIDE = 256       # ours: px of the shorter side of a frame that dlib judges, at most; its descriptor sees 150 px
-WATCHED = 250           # ours: frames of the training video that are held and saved at once; the face is searched anew in each.
-#                         A multiple of 25, stretches()
+STRETCH = 25            # ours: frames within which the reconstruction's baselines are out of order: about a window
+WATCHED = 10 * STRETCH  # ours: frames of the training video that are held and saved at once; the face is searched anew in each
 # Reader of drawn faces; all of it ours
 READER_HEADS = 4000     # pictures it learns from. With 5,500 the held-out R^2 are 0.02 higher than with 2,500
 READER_SIDE = 32        # px of the picture that it sees; at 64 no better
@@ -266,7 +266,7 @@ class Detector:
         (Inception to 299 px, I3D to 224 px) and rescale by themselves."""
         if x.dtype != np.uint8 or x.ndim != (5 if self.kind == "fvd" else 4) or x.shape[-1] != 3:
             raise InputError(f"--{self.kind} got {x.dtype} of shape {x.shape}; give uint8 RGB from 0 to 255.")
-        if x.max() == 1:
+        if x.max() == 1 and x.mean() > 0.1:                                     # less: a black picture with a little noise
             raise InputError(f"--{self.kind} got pictures with values from 0 to 1 in uint8; give the range 0 to 255.")
         x = torch.from_numpy(np.moveaxis(x, -1, 1).copy()).to(self.device)      # (B, 3, H, W) or (B, 3, T, H, W)
         try:
@@ -397,7 +397,7 @@ class Folder:
     """Videos of any method: files, or folders of pictures, in natural order."""
 
     def __init__(self, path):
-        self.path = Path(path)
+        self.path, self.name = Path(path), Path(path).resolve().name
         if not self.path.is_dir():
             raise InputError(f"{path} is no folder; give one with videos (.mp4, ...) or with folders of pictures, one per video.")
         endings = {*FORMATS, ".webm", ".avi", ".gif"}
@@ -411,36 +411,44 @@ class Folder:
     def length(self, k):
         return self.lengths[k]
 
-    def frames(self, k, wanted):
-        chosen, found = set(wanted), []
+    def stream(self, k, wanted):
+        """Yields frames `wanted`, in order, of video k: (H, W, 3)."""
+        chosen = set(wanted)
         for index, frame in enumerate(embed.read_video(self.files[k])):
             if index in chosen:
-                found.append(frame)
+                yield frame
             if index == wanted[-1]:
                 break
-        return np.stack(found)                                                  # (n, H, W, 3)
+
+    def frames(self, k, wanted):
+        return np.stack(list(self.stream(k, wanted)))                           # (n, H, W, 3)
+
+
+def clip_starts(n, window, per):
+    """First frames of up to `per` different clips of `window` frames, evenly spaced in n."""
+    return sorted(set(np.linspace(0, n - window, per).astype(int).tolist()))
 
 
 def set_statistics(parts, name, detectors, source, videos, window, per, seed, lengths=()):
-    """Moments of one set's features. videos: [(k, frames of video k)]; per: clips of `window` frames evenly spaced in each;
+    """Moments of one set's features. videos: [(k, frames used of video k)]; per: clips of `window` frames evenly spaced in each;
     lengths: also its first 16 and 128 frames, of StyleGAN-V's protocol. FID_FRAMES of all the set's frames are drawn."""
-    ends = np.cumsum([min(n, train.LONG[1]) for _, n in videos]).tolist()
+    ends = np.cumsum([n for _, n in videos]).tolist()
     chosen = drawn(seed, ends[-1], FID_FRAMES) if "fid" in detectors else []
     state = {key: moments() for key in ("fid", "fvd", *(f"fvd {n}" for n in lengths))}
 
     def step(j, state):
-        k, n = videos[j][0], min(videos[j][1], train.LONG[1])
+        k, n = videos[j]
         begin = ends[j] - n
         mine = [f - begin for f in chosen[bisect.bisect_left(chosen, begin):bisect.bisect_left(chosen, ends[j])]]
-        clips = [("fvd", s, window) for s in np.linspace(0, n - window, per).astype(int).tolist()]
+        clips = [("fvd", s, window) for s in clip_starts(n, window, per)]
         clips += [(f"fvd {m}", 0, m) for m in lengths if m <= source.length(k)]
         clips = clips if "fvd" in detectors else []
         wanted = sorted({*mine, *(f for _, s, m in clips for f in range(s, s + m))})
         if not wanted:
             return
         frames, place = source.frames(k, wanted), {f: i for i, f in enumerate(wanted)}
-        if mine:
-            update(state["fid"], detectors["fid"].features(frames[[place[f] for f in mine]]))
+        for some in embed.in_batches(mine, CROPS):
+            update(state["fid"], detectors["fid"].features(frames[[place[f] for f in some]]))
         for key, s, m in clips:
             update(state[key], detectors["fvd"].features(frames[None, place[s]:place[s] + m]))
 
@@ -529,7 +537,7 @@ def length_table(G, meta, codes, clips, seed):
 def folder_coordinates(parts, name, model, folder, pca):
     """PCA coordinates [(t, 32)] of a folder's videos, of train.LONG[1] frames at most, embedded by the image model's encoder."""
     def step(k, state):
-        frames = folder.frames(k, list(range(min(folder.length(k), train.LONG[1]))))
+        frames = folder.stream(k, range(min(folder.length(k), train.LONG[1])))
         w = torch.cat([model.encode(embed.to_network(batch)).cpu() for batch in embed.in_batches(frames, CROPS)])   # (t, L, D)
         state.append(train.coordinates(w, pca))
 
@@ -575,6 +583,11 @@ def loop_table(G, meta, codes, clips, first=0):
             "looping": sum(s < LOOPS for s, _ in scores), "moves": moved, "training_video": loop_score(video)[0]}
 
 
+def looping(scores):
+    """Share of loops in %, of those that have a score."""
+    return 100 * mean([math.nan if math.isnan(score) else score < LOOPS for score in scores])
+
+
 def loop_baselines(video):
     """{row: (score, moves)} of coordinates (T, 32): its halves and its frames in other orders, by the video's own measure."""
     usual, T = usual_distance(video), len(video)
@@ -609,7 +622,7 @@ def observe(frames, fps, every, reader=None, first=0):
 
 
 def begin_watching(line):
-    """In a watching process: it ends when this one does, however that ends."""
+    """In a watching process: it ends when the one that renders does, however that ends."""
     def wait():
         try:
             line.recv()
@@ -621,15 +634,25 @@ def begin_watching(line):
     threading.Thread(target=wait, daemon=True).start()
 
 
+def watch(path, *how):
+    """In a watching process: observe() of the frames in a file, which is removed. As arrays: tensors would come back in shared
+    memory and keep a file descriptor each."""
+    frames = np.load(path)
+    os.remove(path)
+    return {name: value.numpy() for name, value in observe(frames, *how).items()}
+
+
 class Watchers:
     """n processes that observe() clips while this one renders the next; threads would wait for each other, as dlib's landmarks
     and descriptors keep Python's lock. 0: this process does it itself. Within `with` torch leaves them their cores."""
 
     def __init__(self, n):
-        self.n, self.pool, self.line, self.waiting, self.threads = n, None, None, collections.deque(), torch.get_num_threads()
+        self.n, self.pool, self.line, self.waiting, self.count = n, None, None, collections.deque(), itertools.count()
+        self.threads = torch.get_num_threads(), max(1, torch.get_num_threads() - n)
 
     def observe(self, frames, *how):
-        """Future of observe(frames, *how). No more than n + 1 clips are held, so that memory stays the same."""
+        """Begins observe(frames, *how); result() waits for what it returns. No more than n + 1 clips wait, so that memory stays
+        the same."""
         frames = np.stack([judged(frame) for frame in frames])
         if self.n == 0:
             done = concurrent.futures.Future()
@@ -638,29 +661,39 @@ class Watchers:
         if self.pool is None:
             spawn = multiprocessing.get_context("spawn")                        # a fork would inherit torch's and CUDA's threads
             end, self.line = spawn.Pipe(duplex=False)
+            self.folder = tempfile.TemporaryDirectory()
             self.pool = concurrent.futures.ProcessPoolExecutor(self.n, spawn, begin_watching, (end,))
         while len(self.waiting) > self.n:
             self.result(self.waiting.popleft())
-        self.waiting.append(self.pool.submit(observe, frames, *how))
+        path = os.path.join(self.folder.name, f"{next(self.count)}.npy")        # not through the pool's pipe, which clogs it
+        np.save(path, frames)
+        try:
+            self.waiting.append(self.pool.submit(watch, path, *how))
+        except concurrent.futures.BrokenExecutor:
+            raise self.ended() from None
         return self.waiting[-1]
 
     def result(self, future):
         try:
-            return future.result()
-        except concurrent.futures.process.BrokenProcessPool:
-            raise InputError("a process that looked for faces was ended, maybe for want of memory; the same command goes on from "
-                             "here, with --workers 0 in one process.") from None
+            return {name: torch.as_tensor(value) for name, value in future.result().items()}
+        except (concurrent.futures.BrokenExecutor, concurrent.futures.CancelledError):
+            raise self.ended() from None
+
+    def ended(self):
+        return InputError("a process that looked for faces was ended, maybe for want of memory; the same command goes on from "
+                          "here, with --workers 0 in one process.")
 
     def __enter__(self):
-        torch.set_num_threads(max(1, self.threads - self.n))
+        torch.set_num_threads(self.threads[1])
 
     def __exit__(self, *error):
-        torch.set_num_threads(self.threads)
+        torch.set_num_threads(self.threads[0])
 
     def close(self):
         if self.pool is not None:
             self.line.close()                                                   # ends them, also in the middle of a clip
             self.pool.shutdown(cancel_futures=True)
+            self.folder.cleanup()
 
 
 def mouth_area(points):
@@ -760,15 +793,16 @@ def video_rows(video, shot, fps, T, n, every, reader):
         return {name: value[s:s + t] for name, value in x.items()}
 
     real, (start, end) = video["crops"] or video["pictures"], shot
-    T, first, half = min(T, end - start), -(-start // every), (end - start) // 2 // every * every
-    starts = [every * k for k in evenly(first, (end - T) // every, n)]          # descriptors lie on multiples of `every`
+    start = min(-(-start // every) * every, max(start, end - 4))                # descriptors lie on multiples of `every`
+    T, half = min(T, end - start), (end - start) // 2 // every * every
+    starts = [start + every * k for k in evenly(0, (end - start - T) // every, n)]
     clips = [cut(real, s, T) for s in starts]
     rows = {"training video": averaged([face_values(clip, fps, clip, reader) for clip in clips])}
     if video["crops"]:
         rows["its W+ reconstruction"] = averaged([face_values(cut(video["pictures"], s, T), fps, clip, reader)
                                                   for s, clip in zip(starts, clips)])
     against, t = [], min(T, half)
-    for s in [every * k for k in evenly(first, (start + half - t) // every, n)] if half else []:
+    for s in [start + every * k for k in evenly(0, (half - t) // every, n)] if half else []:
         a, b = cut(real, s, t), cut(real, s + half, t)
         x, y = descriptors_of(a), descriptors_of(b)
         both = len(x) and len(y)
@@ -794,7 +828,7 @@ def evenly(first, last, n):
 def why_no_truth(model):
     """None, or why the parameters of this image model's faces are not known."""
     if not model.has_actors or model.encoder is None:
-        return f"the image model {model.name} has no other actors"
+        return f"the image model {model.name} has no {'encoder; name one with --encoder' if model.has_actors else 'other actors'}"
     if not model.name.startswith("faces") or model.Z != faces.Z:
         return f"the faces of the image model {model.name} are not drawn by pretrain/faces.py, so nothing is known of them"
     return None
@@ -892,16 +926,21 @@ def performances(samples, model, pca, k, T, actors):
 
 def source_files(latents_path, sidecar, video):
     """Files of the training video, None where they are not: as latents.json names them, or video in their place."""
-    sources = [] if sidecar is None else [video] if video else sidecar.get("source") or []
-    sources = [sources] if isinstance(sources, str) else sources
-    found = [next((p for p in (Path(s), Path(latents_path).parent / s, Path(__file__).parent / s) if p.exists()), None)
-             for s in sources]
-    return None if not found or None in found or len(found) != len(sidecar["source"]) else found
+    named = (sidecar or {}).get("source") or []
+    named = [named] if isinstance(named, str) else named
+    if video and (sidecar is None or len(named) > 1):
+        why = "there is no .json file with the crops beside it" if sidecar is None else f"it is of {len(named)} videos"
+        raise InputError(f"--video {video} cannot be used with {latents_path}: {why}; leave --video out.")
+    if video and not Path(video).exists():
+        raise InputError(f"{video} does not exist; name the training video with --video.")
+    places = [next((p for p in (Path(s), Path(latents_path).parent / s, Path(__file__).parent / s) if p.exists()), None)
+              for s in ([video] if video else named)]
+    return None if not places or None in places else [Path(p) for p in places]
 
 
-def stretches(T, n=25):
-    """disorders() within stretches of n frames: name -> order (T,). Ours: a second, as far as a face moves in a clip of FVD."""
-    cut = [(s, min(n, T - s)) for s in range(0, T, n)]
+def stretches(T):
+    """disorders() within stretches of STRETCH frames: name -> order (T,)."""
+    cut = [(s, min(STRETCH, T - s)) for s in range(0, T, STRETCH)]
     return {name: np.concatenate([s + disorders(m, s)[name] for s, m in cut]) for name in disorders(1, 0)}
 
 
@@ -910,32 +949,36 @@ def observe_video(parts, watchers, model, codes, latents, places, every, reader)
     {row: (n,)}}; WATCHED frames at a time, so that memory stays the same and an interrupted pass goes on."""
     n, half, orders, streams = len(codes), len(codes) // 2, stretches(len(codes)), []
 
-    def pieces(start):
-        """Yields (first frame, crops, pictures, crops of half the video later), of WATCHED frames each."""
+    def looks(start):
+        """Yields of each stretch from frame `start` on: {"pictures", "crops"}, as dlib gets them, and {row: [PSNR]}."""
         later = itertools.islice(source_crops(latents, places, model.size), start + half, None) if places else ()
-        for piece in embed.in_batches(pairs(model, codes, latents, places, start), WATCHED):
-            yield piece[0][0], [p[1] for p in piece], [p[2] for p in piece], list(itertools.islice(later, len(piece)))
+        for stretch in embed.in_batches(pairs(model, codes, latents, places, start), STRETCH):
+            first, crops, pictures = stretch[0][0], [p[1] for p in stretch], [p[2] for p in stretch]
+            scores, views = {}, {"pictures": list(map(judged, pictures))}
+            if places:
+                views["crops"] = list(map(judged, crops))
+                scores = {"W+ reconstruction": list(map(embed.psnr, crops, pictures)),
+                          "half against half": [embed.psnr(a, b) for a, b in zip(crops, itertools.islice(later, len(crops)))]}
+                for name, order in orders.items():
+                    here = order[first:first + len(crops)] - first              # a frame against itself would be infinite
+                    scores[name] = [embed.psnr(crops[j], crops[k]) for k, j in enumerate(here) if j != k]
+            yield views, scores
 
     def step(piece, state):
-        if not streams:                                                         # the first step here: maybe not piece 0
-            streams.append(embed.prefetch(pieces(piece * WATCHED), 1))
-        first, crops, pictures, later = next(streams[0])
-        begun = {"pictures": pictures, "crops": crops} if places else {"pictures": pictures}
-        begun = {name: watchers.observe(frames, latents["fps"], every, reader, first) for name, frames in begun.items()}
-        if places:
-            scores = {"W+ reconstruction": list(map(embed.psnr, crops, pictures)),
-                      "half against half": list(map(embed.psnr, crops, later))}
-            for name, order in orders.items():
-                here = order[first:first + len(crops)] - first                  # a frame against itself would be infinite
-                scores[name] = [embed.psnr(crops[j], crops[k]) for k, j in enumerate(here) if j != k]
-            state["psnr"].append({name: torch.tensor(values, dtype=torch.float64) for name, values in scores.items()})
+        first = piece * WATCHED
+        if not streams:                                                         # the first step here: maybe not frame 0
+            streams.append(embed.prefetch(looks(first), WATCHED // STRETCH))    # renders the next piece meanwhile
+        views, scores = zip(*itertools.islice(streams[0], WATCHED // STRETCH))
+        begun = {name: watchers.observe(sum((v[name] for v in views), []), latents["fps"], every, reader, first)
+                 for name in views[0]}
+        state["psnr"].append({name: torch.tensor(sum((s[name] for s in scores), []), dtype=torch.float64) for name in scores[0]})
         for name, future in begun.items():
             state[name].append(watchers.result(future))
 
     with watchers:
         state = parts.steps("training video", -(-n // WATCHED), step, {"pictures": [], "crops": [], "psnr": []}, "piece")
     return {name: {key: torch.cat([piece[key] for piece in pieces]) for key in pieces[0]} if pieces else None
-            for name, pieces in state.items()}
+            for name, pieces in state.items()}                                  # no pieces of crops without their source
 
 
 def reconstruction_rows(video):
@@ -1172,6 +1215,7 @@ def check(args):
     if args.clips < 0 or args.frames < 4 or args.every < 1 or args.runs < 1 or args.workers < 0:
         raise InputError(f"--clips {args.clips} --frames {args.frames} --every {args.every} --runs {args.runs} --workers "
                          f"{args.workers}: at least 0, 4, 1, 1 and 0.")
+    args.every = min(args.every, args.frames // 2)                              # two descriptors at least
     if not 0 <= args.seed < 2 ** 32 - RUN * args.runs:
         raise InputError(f"--seed {args.seed}: a seed is a whole number from 0 to {2 ** 32 - RUN * args.runs - 1}.")
     return json_path, html_path
@@ -1194,8 +1238,10 @@ def load_inputs(args, device):
         if meta["window"] != motions[0][1]["window"]:
             raise InputError(f"{path} was trained on windows of {meta['window']} frames, {args.motion[0]} on "
                              f"{motions[0][1]['window']}; give trainings of one method.")
-    recorded = motions[0][1]["model"] if motions else latents["model"]
-    model = load_image_model(args.model or recorded["name"] or "faces128", device=device)
+    recorded = motions[0][1]["model"] if motions and motions[0][1]["model"]["name"] else latents["model"]
+    if not (args.model or recorded["name"]):
+        raise InputError(f"{args.latents} does not say which image model its codes are of; name it with --model.")
+    model = load_image_model(args.model or recorded["name"], args.encoder, device)
     if (model.L, model.D) != codes.shape[1:] or recorded["sha256"] not in (None, model.sha256):
         raise InputError(f"{(args.motion or [args.latents])[0]} belongs to the image model {recorded['name']}, not to "
                          f"{model.name}; name the right one with --model.")
@@ -1214,43 +1260,51 @@ class Evaluation:
         self.shots, self.fps = self.latents["clips"], self.latents["fps"]
         self.shot = max(self.shots, key=lambda clip: clip[1] - clip[0])         # (start, end) of the longest
         self.window = args.window or (self.motions[0][1]["window"] if self.motions else 25)     # 25: the paper's (sec. 3)
-        if self.shot[1] - self.shot[0] < self.window or self.window < 2:
-            raise InputError(f"{args.latents} has no clip as long as the window, {self.window} frames; give the codes that the "
+        self.windows = len(train.window_starts(self.shots, self.window)) if self.window > 1 else 0      # clips in the video
+        if self.windows < 2:
+            raise InputError(f"{args.latents} has no clip longer than the window, {self.window} frames; give the codes that the "
                              f"motion model was trained on, or another --window.")
+        self.longest = max(train.LONG[1], 4 * self.window)                      # frames of a video of the long set, at most
         self.places = source_files(args.latents, self.latents["frames"] and self.latents, args.video)
         if self.places is None:
             print("evaluate.py: the training video is not where latents.json says, so the rendered codes stand for it; name it "
                   "with --video.", file=sys.stderr)
         chosen = [("fid", args.inception, args.fid), ("fvd", args.i3d, args.fvd)]
         self.detectors = {kind: Detector(kind, file, device) for kind, file, wanted in chosen if file or wanted}
-        self.windows = len(train.window_starts(self.shots, self.window))        # clips of the window's length in the video
         enough(self.detectors, len(self.codes), self.windows, args.latents, args.few)
         if "fvd" in self.detectors and self.window < FVD_LEAST:
             raise InputError(f"--window {self.window}: I3D needs clips of {FVD_LEAST} frames or more.")
-        self.folders = [Folder(path) for path in args.videos]
+        self.folders = [self.chosen(Folder(path)) for path in args.videos]
+        names = [folder.name for folder, _, _ in self.folders] + ["sampled", *ROWS, "half against half", *disorders(1, 0)]
+        for folder, _, _ in self.folders:                                       # rows of one name would be taken for runs
+            if names.count(folder.name) > 1:
+                folder.name = str(folder.path.resolve())
         self.real_clips = {n: sum(end - start >= n for start, end in self.shots) for n in STYLEGAN_V}
         self.lengths = tuple(n for n, count in self.real_clips.items() if "fvd" in self.detectors
                              and (count > self.detectors["fvd"].d or args.few and count > 1))
         self.no_truth, self.actors = why_no_truth(self.model), self.model.has_actors and self.model.encoder is not None
+        self.watchers = Watchers(args.workers)
         self.settings = self.record()
-        self.parts, self.watchers = Parts(json_path, self.settings), Watchers(args.workers)
+        self.parts = Parts(json_path, self.settings)
 
     def record(self):
         """All that the numbers depend on."""
         modules = [sys.modules[name] for name in ("embed", "train", "sample", "transfer", "models", "pretrain.faces")]
         return {
             **{k: v for k, v in vars(self.args).items() if k not in ("json", "html", "workers")}, "window": self.window,
-            "device": str(self.model.device), "image_model": {"name": self.model.name, "sha256": self.model.sha256},
+            "device": str(self.model.device), "threads": list(self.watchers.threads), "tf32": False, "image_model": {
+                "name": self.model.name, "sha256": self.model.sha256,
+                "encoder_sha256": self.args.encoder and sha256_of(self.args.encoder)},
             "training_frames": len(self.codes), "training_windows": self.windows, "fps": self.fps,
             "source": None if self.places is None else [content_hash(p) for p in self.places],
             "latents_sha256": sha256_of(self.args.latents), "sidecar": digest(self.latents["frames"]),
             "motion_sha256": [sha256_of(p) for p in self.args.motion],
             "motion_steps": [meta["step"] for _, meta in self.motions],
-            "videos_sha256": [content_hash(f.path) for f in self.folders],
+            "videos_sha256": [digest([(file.name, content_hash(file)) for file in f.files]) for f, _, _ in self.folders],
             "detectors": {kind: {"file": d.name, "sha256": d.sha256, "published": d.sha256 == d.published, "features": d.d,
                                  "resize": "in the network, to 299 px" if kind == "fid" else "in the network, to 224 px",
                                  "covariance": "divided by n"} for kind, d in self.detectors.items()},
-            "fid_frames": FID_FRAMES, "short": [train.SHORT, self.window], "long": [*train.LONG, train.PER_LONG],
+            "fid_frames": FID_FRAMES, "short": [train.SHORT, self.window], "long": [train.LONG[0], self.longest, train.PER_LONG],
             "space": train.SPACE,
             "stylegan_v": {"frames": list(self.lengths), "stride": 1, "real_clips": list(self.real_clips.values())},
             "loops": [LOOP_SAMPLES, LOOP_FRAMES, LOOP_LAG, LOOPS], "length_samples": LENGTH_SAMPLES,
@@ -1268,7 +1322,7 @@ class Evaluation:
         video = "latents_sha256", "sidecar", "source"
 
         def cached_of(names, compute):
-            return cached({k: self.settings[k] for k in ("image_model", "versions", *names)}, compute)
+            return cached({k: self.settings[k] for k in ("image_model", "device", "versions", *names)}, compute)
 
         self.reader = None if self.no_truth or not args.clips else cached_of(["reader"], lambda: fit_reader(self.model))
         self.references = {} if not self.detectors else cached_of(
@@ -1276,7 +1330,7 @@ class Evaluation:
             lambda: video_statistics(self.parts, self.detectors, *what, self.window, args.seed, self.lengths))
         self.base = "original" if "original" in self.references else "W+"
         self.seen = None if not args.clips else cached_of(
-            [*video, "descriptor", "reader", "every", "judged"],
+            [*video, "fps", "descriptor", "reader", "every", "judged"],
             lambda: observe_video(self.parts, self.watchers, *what, args.every, self.reader))
         self.pca = {k: v.cpu() for k, v in (self.motions[0][1]["pca"] if self.motions else train.fit_pca(self.codes)).items()}
         self.x = train.coordinates(torch.from_numpy(self.codes), self.pca)      # (N, 32)
@@ -1292,8 +1346,13 @@ class Evaluation:
                 values.update({f"codes_{k}": found.get(f"{k}_percent") for k in ("short", "long")})
                 values.update({f"frames_{k}": found.get(f"frame_{k}_percent") for k in ("short", "long")})
             self.tables.add("distances", row, values, name)
-        self.tables.add("stylegan_v", row, {f"fvd_{n}": fvd_of_stylegan_v(self.references[self.base], sets["short"], n)
-                                            for n in self.lengths} if sets["short"] else {}, self.base)
+        if sets["short"]:
+            self.add_stylegan_v(row, self.references[self.base], sets["short"])
+
+    def add_stylegan_v(self, row, a, b):
+        least = 1 if self.args.few else self.detectors["fvd"].d if self.lengths else 0
+        self.tables.add("stylegan_v", row, {f"fvd_{n}": fvd_of_stylegan_v(a, b, n) for n in self.lengths
+                                            if min(a[f"fvd {n}"]["n"], b[f"fvd {n}"]["n"]) > least}, self.base)
 
     def clips(self, name, n, begin):
         """Yields the n parts of observed clips {row: observe()}. begin(k) -> {row: Future}; what is not stored is begun one clip
@@ -1321,12 +1380,12 @@ class Evaluation:
                                                                       first))
         loops = self.parts.get(f"{name}-loops", lambda: loop_table(G, meta, self.codes, self.shots, first))
         chosen = {"short": ([(k, self.window) for k in range(train.SHORT)], 1, self.lengths),
-                  "long": ([(LONG_SEED + k, train.LONG[1]) for k in range(train.LONG[0])], train.PER_LONG, ())}
+                  "long": ([(LONG_SEED + k, self.longest) for k in range(train.LONG[0])], train.PER_LONG, ())}
         sets = {kind: set_statistics(self.parts, f"{name}-{kind}", self.detectors, samples, videos, self.window, per, args.seed,
                                      more) if self.detectors else None for kind, (videos, per, more) in chosen.items()}
         self.add_distances("sampled", sets, of_codes)
         self.tables.add("loops", "sampled", {"loop": loops["mean"], "loop_worst": min(loops["scores"]), "moves":
-                                             mean(loops["moves"]), "looping": 100 * loops["looping"] / loops["samples"]})
+                                             mean(loops["moves"]), "looping": looping(loops["scores"])})
 
         def begin(k):
             return {row: self.watchers.observe(frames, self.fps, args.every, self.reader)
@@ -1345,38 +1404,50 @@ class Evaluation:
         self.tables.add("faces", "between the actors", {"acd": acd(np.array(persons))})
         self.runs.append({"motion": str(path), "seed": first, "codes": of_codes, "loops": loops, "clips": dict(rows)})
 
-    def folder(self, folder):
-        """Another method's videos."""
-        args, name, row, least = self.args, f"videos{len(self.runs)}", folder.path.name, max(self.window, LONG_LEAST)
-        notes = self.notes.setdefault("distances", [])
-        chosen = {"short": [(k, self.window) for k, n in enumerate(folder.lengths) if n >= self.window][:train.SHORT],
-                  "long": [(k, n) for k, n in enumerate(folder.lengths) if n >= least][:train.LONG[0]]}
-        sets = {"short": None, "long": None}
+    def chosen(self, folder):
+        """(folder, {set: [(number of a video, frames used)]}, notes); a set that is too small for the detectors is left out.
+        Raises InputError where none is left."""
+        least, videos = max(self.window, LONG_LEAST), list(enumerate(folder.lengths))
+        sets = {"short": [(k, self.window) for k, n in videos if n >= self.window][:train.SHORT],
+                "long": [(k, min(n, self.longest)) for k, n in videos if n >= least][:train.LONG[0]]}
+        notes = [f"In {folder.path}: {len(sets['short'])} videos of {self.window} frames or more, {len(sets['long'])} of {least} "
+                 f"or more."]
         for kind, per in (("short", 1), ("long", train.PER_LONG)) if self.detectors else ():
             try:
-                enough(self.detectors, sum(n for _, n in chosen[kind]), per * len(chosen[kind]), f"{folder.path}, {kind} set",
-                       args.few)
-                sets[kind] = set_statistics(self.parts, f"{name}-{kind}", self.detectors, folder, chosen[kind], self.window, per,
-                                            args.seed, self.lengths if kind == "short" else ()) if chosen[kind] else None
+                count = sum(len(clip_starts(n, self.window, per)) for _, n in sets[kind])
+                enough(self.detectors, sum(n for _, n in sets[kind]), count, f"{folder.path}, {kind} set", self.args.few)
             except InputError as error:
+                sets[kind] = []
                 notes.append(str(error))
         if self.detectors and not any(sets.values()):
-            raise InputError(notes[-1])
-        notes.append(f"In {folder.path}: {len(chosen['short'])} videos of {self.window} frames or more, {len(chosen['long'])} of "
-                     f"{least} or more.")
+            raise InputError(notes[-1] if len(notes) > 1 else f"{folder.path} has no video of {self.window} frames or more; give "
+                                                              f"longer ones, or another --window.")
+        return folder, sets, notes
+
+    def folder(self, folder, chosen, notes):
+        """Another method's videos; chosen, notes: of chosen()."""
+        args, name, row = self.args, f"videos{len(self.runs)}", folder.name
+        self.notes.setdefault("distances", []).extend(notes)
+        sets = {kind: set_statistics(self.parts, f"{name}-{kind}", self.detectors, folder, videos, self.window, per, args.seed,
+                                     more) if self.detectors and videos else None
+                for (kind, videos), per, more in zip(chosen.items(), (1, train.PER_LONG), (self.lengths, ()))}
         y = [] if self.model.encoder is None else folder_coordinates(self.parts, f"{name}-codes", self.model, folder, self.pca)
         self.add_distances(row, sets, folder_codes(self.known, y))
         usual = usual_distance(self.x[self.shot[0]:self.shot[1]].numpy())
         halves = [v[len(v) // 2:].numpy() for v in y if len(v) >= 4 * LOOP_LAG][:LOOP_SAMPLES]
+        if halves:
+            self.notes.setdefault("loops", []).append(
+                f"In {folder.path}: second halves of {len(halves)} videos, {min(map(len, halves))} to {max(map(len, halves))} "
+                f"frames; of samples: {LOOP_FRAMES // 2} frames. More frames have more lags, and any motion a lower score.")
         scores = [loop_score(v, usual)[0] for v in halves]
         if scores:
             self.tables.add("loops", row, {
-                "loop": mean(scores), "loop_worst": min(scores), "looping": 100 * mean([s < LOOPS for s in scores]),
+                "loop": mean(scores), "loop_worst": min(scores), "looping": looping(scores),
                 "moves": mean([moves(v, usual) for v in halves])})
         rates = [embed.header(file)[1] or self.fps for file in folder.files[:args.clips]]
 
         def begin(k):
-            frames = folder.frames(k, list(range(min(args.frames, folder.lengths[k]))))
+            frames = folder.stream(k, range(min(args.frames, folder.lengths[k])))
             return {"": self.watchers.observe(frames, rates[k], args.every, self.reader)}
 
         values = [face_values(clip[""], fps, None, self.reader) for fps, clip in zip(rates, self.clips(name, len(rates), begin))]
@@ -1396,11 +1467,11 @@ class Evaluation:
             large = {kind: args.few or min(a[kind]["n"], b[kind]["n"]) > detector.d for kind, detector in self.detectors.items()}
             add("distances", name, {f"{metric.__name__}_short": metric(a, b) for metric in (fid, fvd)
                                     if large.get(metric.__name__)}, self.base)
-            add("stylegan_v", name, {f"fvd_{n}": fvd_of_stylegan_v(a, b, n) for n in self.lengths}, self.base)
+            self.add_stylegan_v(name, a, b)
         for name, values in code_baselines(self.known).items():
             add("distances", name, values, "W+")
         for name, (score, moved) in loop_baselines(self.x[self.shot[0]:self.shot[1]].double().numpy()).items():
-            add("loops", name, {"loop": score, "moves": moved, "looping": 100 * (score < LOOPS)})
+            add("loops", name, {"loop": score, "moves": moved, "looping": looping([score])})
         if self.seen is not None:
             rows, count = video_rows(self.seen, self.shot, self.fps, args.frames, args.clips, args.every, self.reader)
             for name, values in rows.items():
@@ -1433,6 +1504,11 @@ class Evaluation:
             notes.append(f"StyleGAN-V's protocol is left out: it takes one clip of each real video (here: shot), at least "
                          f"{self.detectors['fvd'].d + 1}, and there are {max(self.real_clips.values())}.")
 
+    def over_length(self):
+        G, meta = self.motions[0]
+        return self.parts.get("over-length", lambda: length_table(G, {**meta, "window": self.window}, self.codes, self.shots,
+                                                                  self.args.seed))
+
     def illustrations(self):
         """Plots and videos of the page, of the first motion model and the first folder: [svg], [(caption, data URI)]."""
         args, model, batch, (start, end) = self.args, self.model, pictures_at_once(self.model), self.shot
@@ -1460,11 +1536,11 @@ class Evaluation:
             for name, (mode, actor) in ROWS.items() if self.actors else ():
                 show(f"the first sample by three actors: {name}",
                      [render(model, move(w[0], actor(model, k), pca, w[0][0], mode), batch) for k in range(3)])
-        for folder in self.folders[:1]:
+        for folder, _, _ in self.folders[:1]:
             n = min(T, *folder.lengths[:3])
             clips = [folder.frames(k, list(range(n))) for k in range(min(3, len(folder.files)))]
             side = min(clip.shape[1] for clip in clips)
-            show(folder.path.name, [np.stack([cv2.resize(f, (side, side)) for f in clip]) for clip in clips])
+            show(folder.name, [np.stack([cv2.resize(f, (side, side)) for f in clip]) for clip in clips])
         return plots, videos
 
     def close(self):
@@ -1497,6 +1573,7 @@ def write(path, text, option):
 def main(args):
     started = time.time()
     json_path, html_path = check(args)
+    torch.backends.cudnn.allow_tf32 = False                                     # CUDA would round what detectors see to 10 bits
     e = Evaluation(args, json_path)
     try:
         e.training_video()
@@ -1504,10 +1581,9 @@ def main(args):
             for r in range(args.runs):
                 e.motion_model(path, G, meta, args.seed + r * RUN)
         for folder in e.folders:
-            e.folder(folder)
+            e.folder(*folder)
         e.baselines()
-        over_length = e.parts.get("over-length", lambda: length_table(*e.motions[0], e.codes, e.shots, args.seed)) \
-            if e.motions else None
+        over_length = e.over_length() if e.motions else None
         results = {"tables": e.tables.summary(), "notes": e.notes, "runs": e.runs, "over_length": over_length,
                    "reader": e.reader and {k: dict(zip(faces.NAMES, e.reader[k].tolist())) for k in ("r2", "error")},
                    "settings": e.settings, "seconds": time.time() - started}
@@ -1535,11 +1611,12 @@ def options():
     files.add_argument("motion", metavar="MOTION", nargs="*", help="motion models of train.py: one, or several trainings of one "
                        "method, over which means and standard deviations are taken")
     files.add_argument("--videos", metavar="FOLDER", action="append", default=[], help="videos of any other method, files "
-                       "or folders of pictures, instead of MOTION or beside it; may be repeated")
+                       "or folders of pictures, cropped as the training frames are, instead of MOTION or beside it; repeatable")
     files.add_argument("--json", default="results.json", metavar="FILE", help="all numbers and settings")
     files.add_argument("--html", metavar="FILE", help="page with tables, plots and videos; none leaves it out; when not given "
                        "the name of the JSON file with .html")
     files.add_argument("--model", help="image model; when not given the one recorded in MOTION")
+    files.add_argument("--encoder", metavar="FILE", help="checkpoint of an encoder, for a model that has none")
     files.add_argument("--video", metavar="FILE", help="training video, if it is not where latents.json says")
     metrics = parser.add_argument_group("detectors", "TorchScript files, fetched once into the cache folder or named here")
     metrics.add_argument("--fid", action="store_true", help="FID, with NVIDIA's inception-2015-12-05.pt")
@@ -1560,7 +1637,7 @@ def options():
     machine = parser.add_argument_group("machine")
     machine.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
     machine.add_argument("--workers", type=int, default=WORKERS, metavar="N", help="processes in which dlib judges faces while "
-                         "this one renders; 0: none. The numbers stay the same")
+                         "this one renders; 0: none")
     return parser
 
 

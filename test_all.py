@@ -3231,6 +3231,9 @@ def test_which_frames_of_samples_are_compared(monkeypatch, tmp_path):
     fid = Given("fid")
     evaluate.set_statistics(parts, "few", {"fid": fid}, Source(), [(k, 10) for k in range(5)], 10, 1, 0)
     assert len(fid.seen) == len(set(fid.seen)) == 6 and all(n % 16 < 10 for n in fid.seen)
+    assert evaluate.clip_starts(40, 25, 16) == [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15]
+    assert evaluate.clip_starts(30, 25, 16) == [0, 1, 2, 3, 4, 5] and evaluate.clip_starts(25, 25, 16) == [0]
+    assert len(evaluate.clip_starts(400, 25, 16)) == 16
     evaluate.set_statistics(parts, "few", {"fid": None}, None, [(k, 10) for k in range(5)], 10, 1, 0)     # stored: not done again
 
 
@@ -3284,6 +3287,11 @@ def test_the_training_video_beside_its_own_disorder():
     assert rows["time-reversed"]["speed"] == pytest.approx(real["speed"])
     assert rows["shuffled frames"]["speed"] > 2 * real["speed"] and abs(rows["shuffled frames"]["mouth_opening"]) < 0.5
     assert rows["half against half"]["acd"] > real["acd"]                       # 45 frames apart
+    # A shot that begins between two descriptors, as long as a clip: no frame beyond its end is looked at
+    points[61:] = np.nan
+    for shot, T in (((22, 61), 39), ((22, 61), 30), ((22, 28), 40)):
+        rows, clips = evaluate.video_rows(video, shot, 25, T, 3, 5, None)
+        assert rows["training video"]["found"] == 1 and rows["half against half"].get("found", 1) == 1
 
 
 def test_scores_of_a_motion_model(quick, toy, toy_codes, scripts, tmp_path, capsys):
@@ -3415,11 +3423,25 @@ def test_watching_processes_see_what_this_one_sees(tmp_path):
         watchers.result(last)
 
 
+def test_what_stands_for_the_training_video(tmp_path):
+    """Its files as latents.json names them, or --video."""
+    (tmp_path / "v.mp4").write_bytes(b"")
+    codes, v = tmp_path / "codes.npy", tmp_path / "v.mp4"
+    for named, video, expected in ((["v.mp4"], None, [v]), ("v.mp4", None, [v]), ([str(v)], None, [v]), (["gone.mp4"], None, None),
+                                   (["gone.mp4"], str(v), [v]), ([], str(v), [v]), (["v.mp4", "gone.mp4"], None, None)):
+        assert evaluate.source_files(codes, {"source": named}, video) == expected, named
+    assert evaluate.source_files(codes, {}, str(v)) == [v] and evaluate.source_files(codes, None, None) is None
+    for sidecar, video, words in (({"source": ["gone.mp4"]}, tmp_path / "typo.mp4", "typo.mp4 does not exist"),
+                                  (None, v, "v.mp4 .*codes.npy: there is no .json"), ({"source": ["a", "b"]}, v, "of 2 videos")):
+        with pytest.raises(InputError, match=words):
+            evaluate.source_files(codes, sidecar, str(video))
+
+
 def test_an_interrupted_look_at_the_video_goes_on(monkeypatch, tmp_path):
-    """Three pieces: stopped in the second one, gone on to the same end; scores by hand."""
+    """Two pieces: stopped in the second one, gone on to the same end; scores by hand."""
     rng = np.random.RandomState(0)
     crops, pictures = rng.randint(0, 255, (2, 60, 16, 16, 3)).astype(np.uint8)
-    monkeypatch.setattr(evaluate, "WATCHED", 25)
+    monkeypatch.setattr(evaluate, "WATCHED", 50)
     monkeypatch.setattr(evaluate, "SAVE", -1)
     monkeypatch.setattr(evaluate, "source_crops", lambda *_: iter(crops))
     monkeypatch.setattr(evaluate, "render", lambda model, w, batch: pictures[w[:, 0, 0].long().numpy()])
@@ -3429,7 +3451,7 @@ def test_an_interrupted_look_at_the_video_goes_on(monkeypatch, tmp_path):
     seen = []
 
     def watched(frames, fps, every, reader, first):
-        assert first % 25 == 0 and (frames[0] == crops[first]).all() | (frames[0] == pictures[first]).all()
+        assert first % 25 == 0 and any(np.array_equal(frames[0], x[first]) for x in (crops, pictures))
         seen.append(frames[:, 0, 0, 0].tolist())
         if len(seen) == stop:
             raise KeyboardInterrupt
@@ -3444,14 +3466,14 @@ def test_an_interrupted_look_at_the_video_goes_on(monkeypatch, tmp_path):
 
     stop = 0
     whole = look("a")
-    assert [len(s) for s in seen] == [25, 25, 25, 25, 10, 10]
+    assert [len(s) for s in seen] == [50, 50, 10, 10]
     stop, seen[:] = 3, []
     with pytest.raises(KeyboardInterrupt):
         look("b")
     assert len(seen) == 3
     stop, seen[:] = 0, []
     again = look("b")
-    assert [len(s) for s in seen] == [25, 25, 10, 10] and seen[0] == pictures[25:50, 0, 0, 0].tolist()
+    assert [len(s) for s in seen] == [10, 10] and seen[0] == pictures[50:, 0, 0, 0].tolist()
     for name in ("crops", "pictures"):
         assert torch.equal(whole[name]["points"], again[name]["points"]) and len(whole[name]["points"]) == 60
     expected = {"W+ reconstruction": zip(crops, pictures), "half against half": zip(crops[:30], crops[30:]),
@@ -3462,7 +3484,7 @@ def test_an_interrupted_look_at_the_video_goes_on(monkeypatch, tmp_path):
         assert torch.equal(whole["psnr"][name], values) and torch.equal(again["psnr"][name], values)
 
 
-def test_videos_of_other_methods(quick, toy, toy_codes, scripts, tmp_path, capsys):
+def test_videos_of_other_methods(quick, toy, toy_codes, scripts, tmp_path, monkeypatch, capsys):
     """Two folders of pictures and a file beside the motion model, and alone."""
     other = tmp_path / "other"
     rng = np.random.RandomState(0)
@@ -3490,9 +3512,23 @@ def test_videos_of_other_methods(quick, toy, toy_codes, scripts, tmp_path, capsy
     tables, read = read_results(tmp_path / "s.json")
     assert ("sampled", "W+") not in tables["distances"] and read["settings"]["window"] == 12
     assert "data:video/mp4" in (tmp_path / "s.html").read_text()
-    with pytest.raises(InputError, match="other, .* set: .* clips .*too few for --fvd"):
-        monkey = evaluate.Detector("fvd", scripts["fvd"], torch.device("cpu"))
-        evaluate.enough({"fvd": monkey}, 100, 3, f"{other}, short set", False)
+    assert "second halves of 1 videos, 70 to 70 frames" in " ".join(read["notes"]["loops"])
+    # Two methods whose folders have one name are two rows
+    shutil.copytree(other, tmp_path / "again" / "other")
+    command = toy_codes, "--videos", other, "--model", toy / "image.pt", "--clips", 0, "--html", "none"
+    quick(*command, "--videos", tmp_path / "again" / "other", "--json", tmp_path / "t.json")
+    rows = {row for row, _ in read_results(tmp_path / "t.json")[0]["loops"]}
+    assert {str(other), str(tmp_path / "again" / "other")} < rows and "other" not in rows
+    # Too few clips, or none: refused before anything is computed
+    monkeypatch.setattr(evaluate.Evaluation, "training_video", None)
+    with pytest.raises(InputError, match="toy.npy: 42 clips|other, long set: .* clips .*too few for --fvd"):
+        quick(*command, "--i3d", scripts["fvd"], "--json", tmp_path / "u.json")
+    asked = types.SimpleNamespace(window=200, longest=800, detectors={"fvd": Given("fvd")}, args=types.SimpleNamespace(few=True))
+    with pytest.raises(InputError, match="other has no video of 200 frames"):
+        evaluate.Evaluation.chosen(asked, folder)
+    asked.window, asked.args.few, asked.detectors["fvd"].d = 25, False, 4
+    _, sets, notes = evaluate.Evaluation.chosen(asked, folder)                  # 3 clips are too few, 16 are not
+    assert sets == {"short": [], "long": [(0, 140)]} and "short set: 3 clips" in notes[1]
 
 
 def test_evaluate_refusals(quick, toy, toy_codes, tmp_path):
