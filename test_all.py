@@ -3526,8 +3526,8 @@ def test_videos_of_other_methods(quick, toy, toy_codes, scripts, tmp_path, monke
     asked = types.SimpleNamespace(window=200, longest=800, detectors={"fvd": Given("fvd")}, args=types.SimpleNamespace(few=True))
     with pytest.raises(InputError, match="other has no video of 200 frames"):
         evaluate.Evaluation.chosen(asked, folder)
-    asked.window, asked.args.few, asked.detectors["fvd"].d = 25, False, 4
-    _, sets, notes = evaluate.Evaluation.chosen(asked, folder)                  # 3 clips are too few, 16 are not
+    asked.window, asked.args.few, asked.detectors["fvd"].d = 25, False, 3
+    _, sets, notes = evaluate.Evaluation.chosen(asked, folder)                  # 3 clips are too few, 4 are not
     assert sets == {"short": [], "long": [(0, 140)]} and "short set: 3 clips" in notes[1]
 
 
