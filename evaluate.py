@@ -666,9 +666,12 @@ class Watchers:
         while len(self.waiting) > self.n:
             self.result(self.waiting.popleft())
         path = os.path.join(self.folder.name, f"{next(self.count)}.npy")        # not through the pool's pipe, which clogs it
-        np.save(path, frames)
         try:
+            np.save(path, frames)
             self.waiting.append(self.pool.submit(watch, path, *how))
+        except OSError as error:
+            raise InputError(f"{path} cannot be written ({error.strerror}); make room there, set TMPDIR to another folder, or use "
+                             f"--workers 0.") from None
         except concurrent.futures.BrokenExecutor:
             raise self.ended() from None
         return self.waiting[-1]
@@ -1626,7 +1629,7 @@ def options():
     metrics.add_argument("--few", action="store_true", help="compute them, too, where frames or clips are fewer than features")
     metrics.add_argument("--window", type=int, metavar="T", help="frames of a clip; when not given MOTION's, or 25")
     counts = parser.add_argument_group("counts")
-    counts.add_argument("--clips", "--actors", type=int, default=16, help="clips that dlib judges, clip k performed by the "
+    counts.add_argument("--clips", "--actors", type=int, default=12, help="clips that dlib judges, clip k performed by the "
                         "training actor and by random actor k; ours: a quarter of an hour on two cores (the paper's ACD: 128); "
                         "0 leaves faces out")
     counts.add_argument("--frames", type=int, default=400, help="frames of such a clip (the paper's ACD: 400, suppl. 2.2)")
