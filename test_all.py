@@ -1,4 +1,4 @@
-"""Tests of everything, on a CPU, with nothing downloaded:  python -m pytest -q -n 2 test_all.py
+"""Tests of everything, on a CPU, with nothing downloaded:  python -m pytest -q -n 2 --dist worksteal test_all.py
 
 Three kinds: answers known on paper, equality with the upstream networks on the same weights, and every script through its
 real command line on real H.264, real faces for dlib and the real pipe. Two at a time, each on one core.
