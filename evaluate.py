@@ -266,7 +266,7 @@ class Detector:
         (Inception to 299 px, I3D to 224 px) and rescale by themselves."""
         if x.dtype != np.uint8 or x.ndim != (5 if self.kind == "fvd" else 4) or x.shape[-1] != 3:
             raise InputError(f"--{self.kind} got {x.dtype} of shape {x.shape}; give uint8 RGB from 0 to 255.")
-        if x.max() == 1 and x.mean() > 0.1:                                     # less: a black picture with a little noise
+        if x.max() == 1 and x.mean() > 0.1:                                     # ours; less: black with a little noise
             raise InputError(f"--{self.kind} got pictures with values from 0 to 1 in uint8; give the range 0 to 255.")
         x = torch.from_numpy(np.moveaxis(x, -1, 1).copy()).to(self.device)      # (B, 3, H, W) or (B, 3, T, H, W)
         try:
@@ -610,7 +610,7 @@ def observe(frames, fps, every, reader=None, first=0):
     """All that dlib sees in the frames (H, W, 3) uint8 of one clip: {"points" (T, 68, 2) in shares of the width, "descriptors"
     (T, 128) of every `every`-th frame, NaN elsewhere and where there is no face, "read" (T, Z) drawn parameters where there is a
     reader}. first: number of the first frame, where the clip is a piece of a longer one."""
-    tracker, points, descriptors, read = embed.FaceTracker(fps, 4), [], [], []  # 4: against noise
+    tracker, points, descriptors, read = embed.FaceTracker(fps, 4), [], [], []  # 4 boxes a frame, ours: least noise
     for k, frame in enumerate(frames, first):
         p = tracker.step(cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY))[0]
         descriptors.append(embed.descriptor(frame, p) if p is not None and k % every == 0 else np.full(128, np.nan))
@@ -622,7 +622,7 @@ def observe(frames, fps, every, reader=None, first=0):
 
 
 def begin_watching(line):
-    """In a watching process: it ends when the one that renders does, however that ends."""
+    """In a watching process: it ends when the one that renders closes its end of the line, be it by its own end."""
     def wait():
         try:
             line.recv()
@@ -670,8 +670,8 @@ class Watchers:
             np.save(path, frames)
             self.waiting.append(self.pool.submit(watch, path, *how))
         except OSError as error:
-            raise InputError(f"{path} cannot be written ({error.strerror}); make room there, set TMPDIR to another folder, or use "
-                             f"--workers 0.") from None
+            raise InputError(f"{path} cannot be written ({error.strerror}); make room there, set TMPDIR to another folder, or "
+                             f"use --workers 0.") from None
         except concurrent.futures.BrokenExecutor:
             raise self.ended() from None
         return self.waiting[-1]
@@ -1358,7 +1358,7 @@ class Evaluation:
                                             if min(a[f"fvd {n}"]["n"], b[f"fvd {n}"]["n"]) > least}, self.base)
 
     def clips(self, name, n, begin):
-        """Yields the n parts of observed clips {row: observe()}. begin(k) -> {row: Future}; what is not stored is begun one clip
+        """Yields n observed clips, {row: what observe() found}. begin(k) -> {row: Future}; what is not stored is begun one clip
         ahead, so that rendering and dlib work side by side."""
         begun = collections.deque()
 
@@ -1438,12 +1438,11 @@ class Evaluation:
         self.add_distances(row, sets, folder_codes(self.known, y))
         usual = usual_distance(self.x[self.shot[0]:self.shot[1]].numpy())
         halves = [v[len(v) // 2:].numpy() for v in y if len(v) >= 4 * LOOP_LAG][:LOOP_SAMPLES]
-        if halves:
+        scores = [loop_score(v, usual)[0] for v in halves]
+        if scores:
             self.notes.setdefault("loops", []).append(
                 f"In {folder.path}: second halves of {len(halves)} videos, {min(map(len, halves))} to {max(map(len, halves))} "
                 f"frames; of samples: {LOOP_FRAMES // 2} frames. More frames have more lags, and any motion a lower score.")
-        scores = [loop_score(v, usual)[0] for v in halves]
-        if scores:
             self.tables.add("loops", row, {
                 "loop": mean(scores), "loop_worst": min(scores), "looping": looping(scores),
                 "moves": mean([moves(v, usual) for v in halves])})
