@@ -46,8 +46,7 @@ import torch
 import torch.distributed as dist
 from tqdm import tqdm
 
-from models import InputError, load_image_model
-from sample import pick_device
+from models import InputError, load_image_model, pick_device
 from transfer import FORMATS, VideoWriter, pictures_at_once, render
 
 # Crop (paper, sec. 3, Data Preprocessing: as FFHQ, but from the eye corners only, never the mouth)

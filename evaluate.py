@@ -51,9 +51,9 @@ from tqdm import tqdm
 
 import embed
 import train
-from models import InputError, cache_folder, fetch, load_image_model, sha256_of
+from models import InputError, cache_folder, fetch, load_image_model, pick_device, sha256_of
 from pretrain import faces
-from sample import load_motion, pick_device, sample
+from sample import load_motion, sample
 from transfer import FORMATS, VideoWriter, move, pictures_at_once, random_actor, render
 
 # Protocols

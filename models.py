@@ -9,9 +9,9 @@ Imports only torch, numpy and the standard library, so that the file can be copi
 Shapes: B batch, T frames, L style rows (2 log2(size) - 2), D style width, Z width of the start noise of an image model.
 W+ code: (L, D). W+ trajectory: (T, L, D). Pictures: (B, 3, H, W) in [-1, 1].
 
-From parts to whole: 1 StyleGAN2 (Karras et al. 2020), 2 pSp encoder (Richardson et al. 2021), 3 image model = 1 + 2 and its
-loader, 4 StyleVideoGAN: generator G = (H, P, T), critic C, penalties, offset trick. Parameter names of 1 are those of
-rosinality/stylegan2-pytorch and of 2 those of eladrich/pixel2style2pixel, so that published files load as they are.
+1 StyleVideoGAN: generator G = (H, P, T), critic C, penalties, offset trick, complete in itself. 2 StyleGAN2 (Karras et al. 2020),
+3 pSp encoder (Richardson et al. 2021), 4 image model = 2 + 3 and its loader. Parameter names of 2 are those of
+rosinality/stylegan2-pytorch and of 3 those of eladrich/pixel2style2pixel, so that published files load as they are.
 """
 
 import argparse
@@ -35,16 +35,226 @@ class InputError(ValueError):
     """Bad input. The message is one sentence for the user: it names the file and the cure."""
 
 
-# ------------------------------------------------------------------------------------------------------------------
-# 1. StyleGAN2 generator (Karras et al., CVPR 2020), skip architecture
-# ------------------------------------------------------------------------------------------------------------------
+def pick_device(name):
+    """--device -> torch.device; "auto" is cuda where there is one. Raises InputError."""
+    try:
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else torch.device(name)
+        torch.zeros(1, device=device)
+        return device
+    except Exception as error:                              # torch raises several types here, with long texts
+        raise InputError(f"--device {name} is not there ({str(error).splitlines()[0]}); use --device cpu.") from None
 
-SQRT2 = math.sqrt(2.0)
+
+# ------------------------------------------------------------------------------------------------------------
+# 1. StyleVideoGAN (Fox et al. 2021, sec. 3; supplement, tables 4 to 7)
+# ------------------------------------------------------------------------------------------------------------
+
+SLOPE = 0.2  # LeakyReLU. Open in the paper; ours: the slope of StyleGAN and DCGAN, which the tables lean on
 
 
 def pixel_norm(x):
     """x / sqrt(mean(x^2)) over the last dimension (Karras et al. 2018, sec. 4.2)."""
     return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + 1e-8)
+
+
+class PixelNorm(nn.Module):
+    def forward(self, x):
+        return pixel_norm(x)
+
+
+def mlp(widths):
+    """(linear + LeakyReLU) from each width to the next."""
+    return nn.Sequential(*(layer for a, b in zip(widths, widths[1:]) for layer in (nn.Linear(a, b), nn.LeakyReLU(SLOPE))))
+
+
+class MotionGenerator(nn.Module):
+    """G: noise -> trajectory of W+ codes. i (B, 32), s (B, T-1, 32) -> w (B, T, L, D).
+
+    H (table 4) hallucinates the memory of three GRU cells from i, the fourth starts as i. P (table 5) is four stacked GRU
+    cells; the fourth's memory is the motion code l. T (table 6) translates each l_k, l_0 = i, into a W+ code.
+    width: of T, 512 = D in the paper; ours: D where D is not 512.
+    """
+
+    def __init__(self, L, D, noise=32, width=None):
+        super().__init__()
+        width = width or D
+        self.L, self.D, self.noise, self.width = L, D, noise, width
+        # H. The hidden widths are open; ours: that of the output, 3 x 32, so that no layer is a bottleneck
+        self.hallucinate = nn.Sequential(*mlp([noise] + 4 * [3 * noise]), nn.BatchNorm1d(3 * noise))
+        self.produce = nn.GRU(noise, noise, num_layers=4, batch_first=True)                     # P
+        self.translate_in = nn.Sequential(nn.BatchNorm1d(noise), nn.Linear(noise, width), PixelNorm(),
+                                          *mlp(5 * [width]), nn.BatchNorm1d(width), nn.Linear(width, width))
+        # 18 parallel (linear + LeakyReLU + BatchNorm), computed as one linear layer of L D outputs
+        self.rows = nn.Parameter(torch.empty(L, width, D).uniform_(-1, 1) / math.sqrt(width))   # as nn.Linear
+        self.rows_bias = nn.Parameter(torch.empty(L, D).uniform_(-1, 1) / math.sqrt(width))
+        self.rows_norm = nn.BatchNorm1d(L * D)
+
+    def hidden(self, i):
+        """Start noise (B, 32) -> memory of the four cells (4, B, 32): (H(i), i)."""
+        B, noise = i.shape
+        h = self.hallucinate(i).reshape(B, 3, noise).transpose(0, 1)            # (3, B, 32)
+        return torch.cat([h, i[None]])                                          # (4, B, 32)
+
+    def roll(self, s, h):
+        """Noise (B, K, 32) and memory (4, B, 32) -> the next K motion codes (B, K, 32) and the memory after them."""
+        return self.produce(s, h)
+
+    def motion(self, i, s):
+        """i (B, 32), s (B, T-1, 32) -> l (B, T, 32), l_0 = i."""
+        return torch.cat([i[:, None], self.roll(s, self.hidden(i))[0]], 1)
+
+    def translate(self, l):
+        """Motion codes (..., 32) -> W+ codes (..., L, D)."""
+        lead = l.shape[:-1]
+        v = self.translate_in(l.reshape(-1, self.noise))                        # (N, width)
+        weight = self.rows.transpose(1, 2).reshape(-1, self.width)              # (L D, width)
+        w = F.leaky_relu_(F.linear(v, weight, self.rows_bias.flatten()), SLOPE) # (N, L D)
+        return self.rows_norm(w).reshape(*lead, self.L, self.D)
+
+    def forward(self, i, s):
+        return self.translate(self.motion(i, s))                                # (B, T, L, D)
+
+    @torch.no_grad()
+    def init_recurrence(self):
+        """Start H and P so that l moves about as a head does, driven by the noise, and from l_0 = i on as later.
+
+        Open in the paper; ours. With nn.GRU's own start the noise dies on its way through four cells: from one i, l has a
+        standard deviation of 0.03 after 24 or 100 frames; with this one 0.54 and 0.57. And what the third memory tells the
+        fourth has nothing to do with i, the fourth, so that l first rushes to somewhere else: its direction moves by 0.19
+        (squared) from frame 0 to 1, by 0.004 from 80 to 81; here by 0.004 and 0.010. A head moves alike at any time. The angle
+        phi of the penalty is 65 degrees in the median (48 in the 5th percentile) instead of 2.
+        """
+        n, one = self.noise, torch.eye(self.noise)
+        # P: strong input to the memories (rows of nn.GRU: reset, update, new), update gates at 0.62, 0.62, 0.88, 0.92; each
+        # component of the fourth memory follows one of the third
+        for k, (gain, gate) in enumerate(((10.0, 0.5), (10.0, 0.5), (20.0, 2.0), (0.0, 2.5))):
+            getattr(self.produce, f"weight_ih_l{k}")[2 * n:] *= gain
+            getattr(self.produce, f"bias_ih_l{k}")[n:2 * n] += gate
+        self.produce.weight_ih_l3[2 * n:] = 6 * one
+        # H: i goes through as the pair i, -i, as LeakyReLU(x) - LeakyReLU(-x) = (1 + SLOPE) x, and comes out as third memory
+        *inner, last = [m for m in self.hallucinate if isinstance(m, nn.Linear)]
+        pair = torch.cat([one, -one], 1) / (1 + SLOPE)                          # (32, 64)
+        for k, m in enumerate(inner):
+            m.weight[:2 * n], m.bias[:2 * n] = 0.0, 0.0
+            first = one if k == 0 else pair
+            m.weight[:n, :first.shape[1]], m.weight[n:2 * n, :first.shape[1]] = first, -first
+        last.weight[2 * n:], last.bias[2 * n:] = 0.0, 0.0
+        last.weight[2 * n:, :2 * n] = pair
+        self.hallucinate[-1].weight.fill_(0.6)                                  # standard deviation of the memories at the start
+
+    @torch.no_grad()
+    def init_output(self, mean, std):
+        """Start the last BatchNorm at the training codes' mean and standard deviation, both (L, D).
+
+        Open in the paper; ours: the output then has the data's scale from the first step, in raw W+ units.
+        """
+        self.rows_norm.weight.copy_(std.flatten())
+        self.rows_norm.bias.copy_(mean.flatten())
+
+
+class MotionCritic(nn.Module):
+    """C: a trajectory of T W+ codes (B, T, L, D) -> a score (B,) (table 7).
+
+    E extracts 32 features per frame, a 1-D DCGAN critic without batch norm reads the sequence. Codes are scaled first, so
+    that one gradient penalty fits all image models; which scale is open in the paper, train.py's is one number for all entries.
+    """
+
+    def __init__(self, L, D, T, width=None):
+        super().__init__()
+        width = width or D
+        self.register_buffer("mean", torch.zeros(L, D))
+        self.register_buffer("std", torch.ones(L, D))
+        # E: 2 layers to 512, 4 to 32. The widths of the last four are open; ours: full width until the last
+        self.extract = mlp([L * D, width, width, width, width, width, 32])
+        layers, channels, length = [], 32, T
+        while length > 4:                                                       # 25 -> 12 -> 6 -> 3
+            wider = min(2 * channels, 512)
+            layers += [nn.Conv1d(channels, wider, 4, 2, 1), nn.LeakyReLU(SLOPE)]
+            channels, length = wider, length // 2
+        self.judge = nn.Sequential(*layers, nn.Conv1d(channels, 1, length))
+
+    @torch.no_grad()
+    def set_scale(self, mean, std):
+        """Mean and scale of the training codes, (L, D) each; an entry of scale zero is left unscaled."""
+        self.mean.copy_(mean)
+        self.std.copy_(torch.where(std > 1e-6, std, torch.ones_like(std)))
+
+    def forward(self, w):
+        B, T, L, D = w.shape
+        e = self.extract(((w - self.mean) / self.std).reshape(B * T, L * D)).reshape(B, T, 32)
+        return self.judge(e.transpose(1, 2)).reshape(B)                         # (B, 32, T) -> (B, 1, 1) -> (B,)
+
+
+def gradient_penalty(critic, real, fake, mix=None):
+    """WGAN-GP penalty (Gulrajani et al. 2017, eq. 3), a scalar; real, fake: (B, T, L, D), already detached.
+
+    mix: (B, 1, 1, 1) in [0, 1], the share of real in the mixtures; drawn uniformly if not given. The gradient is taken with
+    respect to the scaled codes that the critic sees: d/dx = std d/dw.
+    """
+    if mix is None:
+        mix = torch.rand(len(real), 1, 1, 1, device=real.device)
+    w = (mix * real + (1 - mix) * fake).requires_grad_(True)
+    gradient, = torch.autograd.grad(critic(w).sum(), w, create_graph=True)
+    return ((gradient * critic.std).flatten(1).norm(dim=1) - 1).square().mean()
+
+
+class RunningNorm(nn.Module):
+    """norm() of the gradient angle penalty: running mean and variance per component (sec. 3).
+
+    momentum: share of the new batch. Open in the paper; ours: 0.1, BatchNorm's.
+    """
+
+    def __init__(self, n, momentum=0.1):
+        super().__init__()
+        self.momentum = momentum
+        self.register_buffer("mean", torch.zeros(n))
+        self.register_buffer("var", torch.ones(n))
+        self.register_buffer("fresh", torch.ones(()))                           # 1 until the first batch sets both
+
+    @torch.no_grad()
+    def update(self, x):                                                        # (B, n)
+        share = torch.where(self.fresh > 0, self.fresh, torch.full_like(self.fresh, self.momentum))
+        self.mean.lerp_(x.mean(0), share)
+        self.var.lerp_(x.var(0), share)
+        self.fresh.zero_()
+
+    def forward(self, x):
+        return (x - self.mean) * torch.rsqrt(self.var + 1e-8)
+
+
+def gradient_angle_penalty(l, i, s, norm):
+    """L_GAP = max(0, pi/4 - phi)^2, phi = arctan(|dd/ds| / |dd/di|), d = |norm(l_{t-1} - l_0)| (sec. 3).
+
+    l (B, T, 32) was made from i (B, 32) and s (B, T-1, 32), both requiring gradients; norm: RunningNorm, updated by the
+    caller. Returns the mean over the batch and phi (B,), detached.
+    """
+    d = norm(l[:, -1] - l[:, 0]).norm(dim=1)                                    # (B,)
+    d_s, d_i = torch.autograd.grad(d.sum(), (s, i), create_graph=True)
+    # atan2 is the arctan of the quotient without the division; 1e-12 keeps the root's gradient finite at zero
+    phi = torch.atan2((d_s.flatten(1).square().sum(1) + 1e-12).sqrt(), (d_i.square().sum(1) + 1e-12).sqrt())
+    return F.relu(math.pi / 4 - phi).square().mean(), phi.detach()
+
+
+def project(w, basis):
+    """The part of w (..., L, D) that lies in span(basis); basis (32, L, D), orthonormal."""
+    return torch.einsum("...n,nld->...ld", torch.einsum("...ld,nld->...n", w, basis), basis)
+
+
+def transfer_offset(w_new, mean, basis):
+    """Offset trick (sec. 3): Delta = w_new - w'_new, w'_new the projection of w_new onto mean + span(basis).
+
+    w_new: (..., L, D), code of the new actor. mean (L, D), basis (32, L, D), orthonormal: PCA of the training codes.
+    Adding Delta to every code of a trajectory moves it to the new actor. Returns (..., L, D).
+    """
+    away = w_new - mean                                                         # (..., L, D)
+    return away - project(away, basis)
+
+
+# ------------------------------------------------------------------------------------------------------------
+# 2. StyleGAN2 generator (Karras et al., CVPR 2020), skip architecture
+# ------------------------------------------------------------------------------------------------------------
+
+SQRT2 = math.sqrt(2.0)
 
 
 def fir_kernel(gain):
@@ -60,11 +270,6 @@ def depthwise(x, kernel):
     """
     C = x.shape[1]
     return F.conv2d(x, kernel.to(x.dtype).expand(C, 1, 4, 4), padding=1, groups=C)
-
-
-class PixelNorm(nn.Module):
-    def forward(self, x):
-        return pixel_norm(x)
 
 
 class EqualLinear(nn.Module):
@@ -226,9 +431,9 @@ class Generator(nn.Module):
         return w if truncation == 1.0 else latent_avg + truncation * (w - latent_avg)
 
 
-# ------------------------------------------------------------------------------------------------------------------
-# 2. pSp encoder: GradualStyleEncoder on an IR-SE backbone (Richardson et al., CVPR 2021, sec. 3)
-# ------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------------
+# 3. pSp encoder: GradualStyleEncoder on an IR-SE backbone (Richardson et al., CVPR 2021, sec. 3)
+# ------------------------------------------------------------------------------------------------------------
 
 class SqueezeExcite(nn.Module):
     """Channel attention (Hu et al. 2018), reduction 16 as in ArcFace's IR-SE networks."""
@@ -319,9 +524,9 @@ class GradualStyleEncoder(nn.Module):
         return torch.cat([w[:, :1], w[:, :1] + w[:, 1:]], 1) if self.deltas else w
 
 
-# ------------------------------------------------------------------------------------------------------------------
-# 3. Image model: generator + encoder, and the loader
-# ------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------------
+# 4. Image model: generator + encoder, and the loader
+# ------------------------------------------------------------------------------------------------------------
 
 ASSETS = Path(__file__).resolve().parent / "assets"
 # Official models: file, address, sha256 where one is recorded. Research use only (NVIDIA Source Code License for the
@@ -705,198 +910,3 @@ def load_image_model(name_or_path, encoder=None, device=None):
         start = model.latent_avg if encoder is None or start is None else start.float()
         model.start = (start if from_average else torch.zeros(model.D)).expand(model.L, model.D).to(model.device)
     return model
-
-
-# ------------------------------------------------------------------------------------------------------------------
-# 4. StyleVideoGAN (Fox et al. 2021, sec. 3; supplement, tables 4 to 7)
-# ------------------------------------------------------------------------------------------------------------------
-
-SLOPE = 0.2  # LeakyReLU. Open in the paper; ours: the slope of StyleGAN and DCGAN, which the tables lean on
-
-
-def mlp(widths):
-    """(linear + LeakyReLU) from each width to the next."""
-    return nn.Sequential(*(layer for a, b in zip(widths, widths[1:]) for layer in (nn.Linear(a, b), nn.LeakyReLU(SLOPE))))
-
-
-class MotionGenerator(nn.Module):
-    """G: noise -> trajectory of W+ codes. i (B, 32), s (B, T-1, 32) -> w (B, T, L, D).
-
-    H (table 4) hallucinates the memory of three GRU cells from i, the fourth starts as i. P (table 5) is four stacked GRU
-    cells; the fourth's memory is the motion code l. T (table 6) translates each l_k, l_0 = i, into a W+ code.
-    width: of T, 512 = D in the paper; ours: D where D is not 512.
-    """
-
-    def __init__(self, L, D, noise=32, width=None):
-        super().__init__()
-        width = width or D
-        self.L, self.D, self.noise, self.width = L, D, noise, width
-        # H. The hidden widths are open; ours: that of the output, 3 x 32, so that no layer is a bottleneck
-        self.hallucinate = nn.Sequential(*mlp([noise] + 4 * [3 * noise]), nn.BatchNorm1d(3 * noise))
-        self.produce = nn.GRU(noise, noise, num_layers=4, batch_first=True)                     # P
-        self.translate_in = nn.Sequential(nn.BatchNorm1d(noise), nn.Linear(noise, width), PixelNorm(),
-                                          *mlp(5 * [width]), nn.BatchNorm1d(width), nn.Linear(width, width))
-        # 18 parallel (linear + LeakyReLU + BatchNorm), computed as one linear layer of L D outputs
-        self.rows = nn.Parameter(torch.empty(L, width, D).uniform_(-1, 1) / math.sqrt(width))   # as nn.Linear
-        self.rows_bias = nn.Parameter(torch.empty(L, D).uniform_(-1, 1) / math.sqrt(width))
-        self.rows_norm = nn.BatchNorm1d(L * D)
-
-    def hidden(self, i):
-        """Start noise (B, 32) -> memory of the four cells (4, B, 32): (H(i), i)."""
-        B, noise = i.shape
-        h = self.hallucinate(i).reshape(B, 3, noise).transpose(0, 1)            # (3, B, 32)
-        return torch.cat([h, i[None]])                                          # (4, B, 32)
-
-    def roll(self, s, h):
-        """Noise (B, K, 32) and memory (4, B, 32) -> the next K motion codes (B, K, 32) and the memory after them."""
-        return self.produce(s, h)
-
-    def motion(self, i, s):
-        """i (B, 32), s (B, T-1, 32) -> l (B, T, 32), l_0 = i."""
-        return torch.cat([i[:, None], self.roll(s, self.hidden(i))[0]], 1)
-
-    def translate(self, l):
-        """Motion codes (..., 32) -> W+ codes (..., L, D)."""
-        lead = l.shape[:-1]
-        v = self.translate_in(l.reshape(-1, self.noise))                        # (N, width)
-        weight = self.rows.transpose(1, 2).reshape(-1, self.width)              # (L D, width)
-        w = F.leaky_relu_(F.linear(v, weight, self.rows_bias.flatten()), SLOPE) # (N, L D)
-        return self.rows_norm(w).reshape(*lead, self.L, self.D)
-
-    def forward(self, i, s):
-        return self.translate(self.motion(i, s))                                # (B, T, L, D)
-
-    @torch.no_grad()
-    def init_recurrence(self):
-        """Start H and P so that l moves about as a head does, driven by the noise, and from l_0 = i on as later.
-
-        Open in the paper; ours. With nn.GRU's own start the noise dies on its way through four cells: from one i, l has a
-        standard deviation of 0.03 after 24 or 100 frames; with this one 0.54 and 0.57. And what the third memory tells the
-        fourth has nothing to do with i, the fourth, so that l first rushes to somewhere else: its direction moves by 0.19
-        (squared) from frame 0 to 1, by 0.004 from 80 to 81; here by 0.004 and 0.010. A head moves alike at any time. The angle
-        phi of the penalty is 65 degrees in the median (48 in the 5th percentile) instead of 2.
-        """
-        n, one = self.noise, torch.eye(self.noise)
-        # P: strong input to the memories (rows of nn.GRU: reset, update, new), update gates at 0.62, 0.62, 0.88, 0.92; each
-        # component of the fourth memory follows one of the third
-        for k, (gain, gate) in enumerate(((10.0, 0.5), (10.0, 0.5), (20.0, 2.0), (0.0, 2.5))):
-            getattr(self.produce, f"weight_ih_l{k}")[2 * n:] *= gain
-            getattr(self.produce, f"bias_ih_l{k}")[n:2 * n] += gate
-        self.produce.weight_ih_l3[2 * n:] = 6 * one
-        # H: i goes through as the pair i, -i, as LeakyReLU(x) - LeakyReLU(-x) = (1 + SLOPE) x, and comes out as third memory
-        *inner, last = [m for m in self.hallucinate if isinstance(m, nn.Linear)]
-        pair = torch.cat([one, -one], 1) / (1 + SLOPE)                          # (32, 64)
-        for k, m in enumerate(inner):
-            m.weight[:2 * n], m.bias[:2 * n] = 0.0, 0.0
-            first = one if k == 0 else pair
-            m.weight[:n, :first.shape[1]], m.weight[n:2 * n, :first.shape[1]] = first, -first
-        last.weight[2 * n:], last.bias[2 * n:] = 0.0, 0.0
-        last.weight[2 * n:, :2 * n] = pair
-        self.hallucinate[-1].weight.fill_(0.6)                                  # standard deviation of the memories at the start
-
-    @torch.no_grad()
-    def init_output(self, mean, std):
-        """Start the last BatchNorm at the training codes' mean and standard deviation, both (L, D).
-
-        Open in the paper; ours: the output then has the data's scale from the first step, in raw W+ units.
-        """
-        self.rows_norm.weight.copy_(std.flatten())
-        self.rows_norm.bias.copy_(mean.flatten())
-
-
-class MotionCritic(nn.Module):
-    """C: a trajectory of T W+ codes (B, T, L, D) -> a score (B,) (table 7).
-
-    E extracts 32 features per frame, a 1-D DCGAN critic without batch norm reads the sequence. Codes are scaled first, so
-    that one gradient penalty fits all image models; which scale is open in the paper, train.py's is one number for all entries.
-    """
-
-    def __init__(self, L, D, T, width=None):
-        super().__init__()
-        width = width or D
-        self.register_buffer("mean", torch.zeros(L, D))
-        self.register_buffer("std", torch.ones(L, D))
-        # E: 2 layers to 512, 4 to 32. The widths of the last four are open; ours: full width until the last
-        self.extract = mlp([L * D, width, width, width, width, width, 32])
-        layers, channels, length = [], 32, T
-        while length > 4:                                                       # 25 -> 12 -> 6 -> 3
-            wider = min(2 * channels, 512)
-            layers += [nn.Conv1d(channels, wider, 4, 2, 1), nn.LeakyReLU(SLOPE)]
-            channels, length = wider, length // 2
-        self.judge = nn.Sequential(*layers, nn.Conv1d(channels, 1, length))
-
-    @torch.no_grad()
-    def set_scale(self, mean, std):
-        """Mean and scale of the training codes, (L, D) each; an entry of scale zero is left unscaled."""
-        self.mean.copy_(mean)
-        self.std.copy_(torch.where(std > 1e-6, std, torch.ones_like(std)))
-
-    def forward(self, w):
-        B, T, L, D = w.shape
-        e = self.extract(((w - self.mean) / self.std).reshape(B * T, L * D)).reshape(B, T, 32)
-        return self.judge(e.transpose(1, 2)).reshape(B)                         # (B, 32, T) -> (B, 1, 1) -> (B,)
-
-
-def gradient_penalty(critic, real, fake, mix=None):
-    """WGAN-GP penalty (Gulrajani et al. 2017, eq. 3), a scalar; real, fake: (B, T, L, D), already detached.
-
-    mix: (B, 1, 1, 1) in [0, 1], the share of real in the mixtures; drawn uniformly if not given. The gradient is taken with
-    respect to the scaled codes that the critic sees: d/dx = std d/dw.
-    """
-    if mix is None:
-        mix = torch.rand(len(real), 1, 1, 1, device=real.device)
-    w = (mix * real + (1 - mix) * fake).requires_grad_(True)
-    gradient, = torch.autograd.grad(critic(w).sum(), w, create_graph=True)
-    return ((gradient * critic.std).flatten(1).norm(dim=1) - 1).square().mean()
-
-
-class RunningNorm(nn.Module):
-    """norm() of the gradient angle penalty: running mean and variance per component (sec. 3).
-
-    momentum: share of the new batch. Open in the paper; ours: 0.1, BatchNorm's.
-    """
-
-    def __init__(self, n, momentum=0.1):
-        super().__init__()
-        self.momentum = momentum
-        self.register_buffer("mean", torch.zeros(n))
-        self.register_buffer("var", torch.ones(n))
-        self.register_buffer("fresh", torch.ones(()))                           # 1 until the first batch sets both
-
-    @torch.no_grad()
-    def update(self, x):                                                        # (B, n)
-        share = torch.where(self.fresh > 0, self.fresh, torch.full_like(self.fresh, self.momentum))
-        self.mean.lerp_(x.mean(0), share)
-        self.var.lerp_(x.var(0), share)
-        self.fresh.zero_()
-
-    def forward(self, x):
-        return (x - self.mean) * torch.rsqrt(self.var + 1e-8)
-
-
-def gradient_angle_penalty(l, i, s, norm):
-    """L_GAP = max(0, pi/4 - phi)^2, phi = arctan(|dd/ds| / |dd/di|), d = |norm(l_{t-1} - l_0)| (sec. 3).
-
-    l (B, T, 32) was made from i (B, 32) and s (B, T-1, 32), both requiring gradients; norm: RunningNorm, updated by the
-    caller. Returns the mean over the batch and phi (B,), detached.
-    """
-    d = norm(l[:, -1] - l[:, 0]).norm(dim=1)                                    # (B,)
-    d_s, d_i = torch.autograd.grad(d.sum(), (s, i), create_graph=True)
-    # atan2 is the arctan of the quotient without the division; 1e-12 keeps the root's gradient finite at zero
-    phi = torch.atan2((d_s.flatten(1).square().sum(1) + 1e-12).sqrt(), (d_i.square().sum(1) + 1e-12).sqrt())
-    return F.relu(math.pi / 4 - phi).square().mean(), phi.detach()
-
-
-def project(w, basis):
-    """The part of w (..., L, D) that lies in span(basis); basis (32, L, D), orthonormal."""
-    return torch.einsum("...n,nld->...ld", torch.einsum("...ld,nld->...n", w, basis), basis)
-
-
-def transfer_offset(w_new, mean, basis):
-    """Offset trick (sec. 3): Delta = w_new - w'_new, w'_new the projection of w_new onto mean + span(basis).
-
-    w_new: (..., L, D), code of the new actor. mean (L, D), basis (32, L, D), orthonormal: PCA of the training codes.
-    Adding Delta to every code of a trajectory moves it to the new actor. Returns (..., L, D).
-    """
-    away = w_new - mean                                                         # (..., L, D)
-    return away - project(away, basis)

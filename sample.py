@@ -16,20 +16,10 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from models import InputError, MotionGenerator
+from models import InputError, MotionGenerator, pick_device
 
 ASSETS = Path(__file__).resolve().parent / "assets"
 CHUNK = 32  # steps per roll. Ours: first frames leave at once; 5,300 frames/s of 18 x 512 codes on a core (256: 6,300)
-
-
-def pick_device(name):
-    """--device -> torch.device; "auto" is cuda where there is one. Raises InputError."""
-    try:
-        device = torch.device("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else torch.device(name)
-        torch.zeros(1, device=device)
-        return device
-    except Exception as error:  # torch raises several types here, with long texts
-        raise InputError(f"--device {name} is not there ({str(error).splitlines()[0]}); use --device cpu.") from None
 
 
 def load_motion(path=None, device="cpu"):

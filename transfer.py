@@ -26,8 +26,8 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from models import InputError, load_image_model, project, transfer_offset
-from sample import load_motion, pick_device
+from models import InputError, load_image_model, pick_device, project, transfer_offset
+from sample import load_motion
 
 SEED = 7  # ours: the actor when none is named, README's example
 CRF = 17  # ours: x264's quality, 0 lossless .. 51 worst; at 17 the codec does not show beside the generator
