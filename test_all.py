@@ -27,7 +27,6 @@ import tempfile
 import threading
 import time
 import types
-import zlib
 from fractions import Fraction
 from pathlib import Path
 
@@ -50,6 +49,8 @@ import transfer
 from models import InputError
 from pretrain import cases, faces, image_model
 from pretrain import codes as pretrain_codes
+from studies import speed
+from studies.goldens import fill, golden_error, pseudo, sine_images
 
 ROOT = Path(__file__).resolve().parent
 
@@ -73,92 +74,6 @@ def assert_refused(result, *words):
 # ------------------------------------------------------------------------------------------------------------------
 # models.py
 # ------------------------------------------------------------------------------------------------------------------
-
-# Pseudo-weights: every tensor is drawn from numpy's frozen RandomState(crc32(name)) and scaled by a rule that its name picks.
-# The upstream networks (pixel2style2pixel @ 5cfff385, stylegan2-pytorch @ bef283a1) were filled in the same way, and gave
-# GOLDEN: {array: (standard deviation of the whole array, a few of its values)}.
-RULES = (
-    (r"num_batches_tracked$", lambda n, he: 0 * n),
-    (r"running_var$", lambda n, he: 1 + 0.2 * np.tanh(n)),
-    (r"running_mean$", lambda n, he: 0.1 * n),
-    (r"(input_layer\.2|res_layer\.2)\.weight$", lambda n, he: 0.25 + 0.05 * n),
-    (r"(input_layer\.1|res_layer\.[04]|shortcut_layer\.1)\.weight$", lambda n, he: 1 + 0.1 * n),
-    (r"(^|\.)style\.\d+\.weight$", lambda n, he: 100 * n),
-    (r"(^|\.)style\.\d+\.bias$", lambda n, he: 10 * n),
-    (r"modulation\.bias$", lambda n, he: 1 + 0.1 * n),
-    (r"noise\.weight$", lambda n, he: 0.1 + 0.02 * n),
-    (r"latent_avg$", lambda n, he: 0.5 * n),
-    (r"(noises\.noise_\d+|input\.input)$", lambda n, he: n),
-    (r"(to_rgb1|to_rgbs\.\d+)\.conv\.weight$", lambda n, he: 0.06 * n),
-    (r"(^|\.)(conv|modulation|linear)\.weight$", lambda n, he: n),
-    (r"res_layer\.3\.weight$", lambda n, he: 0.35 * he * n),
-    (r"weight$", lambda n, he: he * n),
-    (r"", lambda n, he: 0.1 * n),
-)
-
-
-def pseudo(name, shape):
-    n = np.asarray(np.random.RandomState(zlib.crc32(name.encode())).standard_normal(tuple(shape)))
-    rule = next(rule for pattern, rule in RULES if re.search(pattern, name))
-    return torch.from_numpy(np.asarray(rule(n, math.sqrt(2 / max(1, math.prod(shape[1:])))), np.float32).reshape(shape))
-
-
-def fill(module, prefix=""):
-    """Pseudo-weights for all parameters and buffers, but for the FIR kernels, which are what they are."""
-    module.load_state_dict({name: value if name.endswith(".kernel") else pseudo(prefix + name, value.shape).to(value.dtype)
-                            for name, value in module.state_dict().items()})
-    return module.eval().requires_grad_(False)
-
-
-def sine_images(seed, n, size):
-    """Smooth pictures (n, 3, size, size) in [-0.95, 0.95]: sums of six plane waves."""
-    rng, out = np.random.RandomState(seed), np.empty((n, 3, size, size))
-    y, x = np.meshgrid(*2 * [(np.arange(size) + 0.5) / size], indexing="ij")
-    for picture in out:
-        for c in range(3):
-            fy, fx, phase, height = (rng.uniform(a, b, 6) for a, b in ((-4, 4), (-4, 4), (0, 2 * np.pi), (0.3, 1)))
-            wave = sum(h * np.sin(2 * np.pi * (u * y + v * x) + p) for u, v, p, h in zip(fy, fx, phase, height))
-            picture[c] = 0.95 * wave / np.abs(wave).max()
-    return torch.from_numpy(out).float()
-
-
-GOLDEN = {
-    "stylegan2 w": (1.10372, [
-        -0.1776084, 1.855284, -0.0883617, 1.84647, 1.788473, -0.3876039, 2.004113, 0.835098,
-    ]),
-    "stylegan2 area64": (0.196512, [
-        0.5481334, 0.5792931, 0.5135445, 0.5390915, 0.4859944, 0.5591627, 0.5146837, 0.4879984,
-        0.4949645, 0.7218946, 0.4997261, 0.5253922, 0.4647169, 0.6860791, 0.6681635, 0.5659652,
-    ]),
-    "stylegan2 corner32": (0.141306, [
-        0.1337359, 0.136631, 0.1342759, 0.1497543, 0.136866, 0.1241587, 0.1506311, 0.151173,
-        0.1030074, 0.1302229, 0.1562905, 0.1394118, 0.1513153, 0.1584813, 0.09087983, 0.153565,
-    ]),
-    "stylegan2 trunc07 area64": (0.187247, [
-        0.199595, 0.1709584, 0.265743, 0.2560493, 0.1947301, -0.04120518, 0.2236168, 0.1963864,
-        0.2048684, 0.107497, 0.2754541, 0.3132871, 0.208986, 0.1073402, 0.1850578, 0.281606,
-    ]),
-    "psp codes": (1.55465, [
-        -0.3824228, -0.2540421, 1.707315, 1.215088, 0.5950233, 0.2383616, -0.7606128, -0.4646051,
-        -0.2201818, 3.96139, 0.5903691, -0.9146195, 0.1817327, 0.8448049, 0.0007952303, -1.533573,
-        4.640777, 0.6986252, -1.004299, -0.289595, 0.8522518, -1.209789, -0.1884095, 0.9438932,
-    ]),
-    "psp area64": (0.262236, [
-        0.4556985, 0.5043501, 0.3401664, 0.3713768, 0.4253771, 0.4640138, 0.5778692, 0.3383394,
-        0.3828922, 0.429614, 0.4910562, 0.458098, 0.3684657, 0.4661783, 0.3444645, 0.335456,
-    ]),
-    "psp corner32": (0.217395, [
-        0.04094508, 0.07162106, 0.1095639, 0.1394211, 0.07519023, 0.1069873, 0.1529005, 0.1845088,
-        0.09181728, 0.1683137, 0.1598687, 0.1975852, 0.1411752, 0.1577284, 0.1805379, 0.2112553,
-    ]),
-}
-
-
-def golden_error(name, values):
-    """max|ours - upstream's| / std(upstream's)."""
-    std, golden = GOLDEN[name]
-    return np.abs(values.numpy().ravel() - np.array(golden)).max() / std
-
 
 def area(images, side):
     """Block means: (B, 3, size, size) -> (B, 3, side, side)."""
@@ -192,49 +107,10 @@ def test_psp_equals_upstream():
     assert golden_error("psp corner32", images[1, 0, :4, :4]) < 1e-4
 
 
-# The plain way, to compare with: every sample's own modulated weights in a grouped convolution, and up-sampling by inserted
-# zeros, as the standard PyTorch ports of StyleGAN2 do it on a CPU
-
-def plain_resample(x, kernel, up, before, after):
-    """Insert up - 1 zeros after every pixel, pad, filter: (B, C, H, W)."""
-    B, C, H, W = x.shape
-    x = nn.functional.pad(x.reshape(B * C, 1, H, 1, W, 1), (0, up - 1, 0, 0, 0, up - 1)).reshape(B * C, 1, H * up, W * up)
-    x = nn.functional.conv2d(nn.functional.pad(x, (before, after, before, after)), kernel.flip(0, 1)[None, None])
-    return x.reshape(B, C, *x.shape[2:])
-
-
-def plain_convolution(conv, x, w):
-    B, C, H, _ = x.shape
-    O, k = conv.weight.shape[1], conv.weight.shape[-1]
-    weight = conv.scale * conv.weight * conv.modulation(w).reshape(B, 1, C, 1, 1)                       # (B, O, C, k, k)
-    if conv.demodulate:
-        weight = weight * torch.rsqrt(weight.square().sum((2, 3, 4), keepdim=True) + 1e-8)
-    x = x.reshape(1, B * C, H, H)
-    if not conv.up:
-        return nn.functional.conv2d(x, weight.reshape(B * O, C, k, k), padding=k // 2, groups=B).reshape(B, O, H, H)
-    x = nn.functional.conv_transpose2d(x, weight.transpose(1, 2).reshape(B * C, O, k, k), stride=2, groups=B)
-    return plain_resample(x.reshape(B, O, 2 * H + 1, 2 * H + 1), conv.blur.kernel, 1, 1, 1)
-
-
-def plain_render(g, w):
-    """What generator g makes of W+ codes (B, L, D)."""
-    def layer(conv, x, k, j):
-        x = plain_convolution(conv.conv, x, w[:, j]) + conv.noise.weight * getattr(g.noises, f"noise_{k}")
-        return nn.functional.leaky_relu(x + conv.activate.bias.reshape(1, -1, 1, 1), 0.2) * math.sqrt(2)
-
-    x = layer(g.conv1, g.input.input.repeat(len(w), 1, 1, 1), 0, 0)
-    rgb = plain_convolution(g.to_rgb1.conv, x, w[:, 1]) + g.to_rgb1.bias
-    for n, to_rgb in enumerate(g.to_rgbs):
-        x = layer(g.convs[2 * n], x, 2 * n + 1, 2 * n + 1)
-        x = layer(g.convs[2 * n + 1], x, 2 * n + 2, 2 * n + 2)
-        rgb = plain_convolution(to_rgb.conv, x, w[:, 2 * n + 3]) + to_rgb.bias + plain_resample(rgb, to_rgb.upsample.kernel, 2, 2, 1)
-    return rgb
-
-
 def test_fast_rendering_equals_the_plain_one():
     g = fill(models.Generator(64, 32, 16, 2, {4: 24, 8: 24, 16: 16, 32: 12, 64: 8}))
     w = torch.randn(3, g.L, 32, generator=torch.Generator().manual_seed(0))
-    plain = plain_render(g, w)
+    plain = speed.plain_render(g, w)
     for ours in (g(w), torch.cat([g(part) for part in w.split(1)])):            # one picture alone takes a way of its own
         assert (ours - plain).abs().max() < 1e-5 * plain.std()
 
@@ -3691,41 +3567,7 @@ def test_every_script_has_help(script):
     assert result.returncode == 0 and b"usage:" in result.stdout
 
 
-# ------------------------------------------------------------------------------------------------------------------
-# Benchmark of rendering:  python test_all.py --size 1024
-# ------------------------------------------------------------------------------------------------------------------
-
-def benchmark(args):
-    """Frames per second and peak memory of models.py beside the plain way, each in a process of its own, taking turns."""
-    if args.way:
-        g = models.Generator(args.size).eval().requires_grad_(False)
-        w = torch.randn(args.batch, g.L, g.D, generator=torch.Generator().manual_seed(0))
-        render = {"plain": lambda: plain_render(g, w), "models.py": lambda: g(w)}[args.way]
-        with torch.no_grad():
-            render()                                                            # the first one chooses algorithms
-            started = time.perf_counter()
-            for _ in range(args.rounds):
-                render()
-            seconds = time.perf_counter() - started
-        print(json.dumps([args.rounds * args.batch / seconds, train.peak_memory(torch.device("cpu"))]))
-        return
-    found = {"plain": [], "models.py": []}
-    for _ in range(3):
-        for way in found:
-            result = subprocess.run([sys.executable, __file__, "--size", str(args.size), "--batch", str(args.batch), "--rounds",
-                                     str(args.rounds), "--way", way], capture_output=True, check=True)
-            found[way].append(json.loads(result.stdout))
-            print(f"{way:10s} {found[way][-1][0]:7.3f} frames/s {found[way][-1][1]:7.0f} MB", file=sys.stderr)
-    fps = {way: np.median([f for f, _ in values]) for way, values in found.items()}
-    print(f"{args.size} px, batch {args.batch}, {torch.get_num_threads()} threads: models.py {fps['models.py'] / fps['plain']:.2f} "
-          f"times as fast as the plain way")
-
-
-if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description="Benchmark of rendering; the tests run by: python -m pytest -q test_all.py",
-                                     formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    parser.add_argument("--size", type=int, default=1024, help="side of the pictures")
-    parser.add_argument("--batch", type=int, default=1, help="pictures at once")
-    parser.add_argument("--rounds", type=int, default=4, help="batches per measurement")
-    parser.add_argument("--way", choices=("plain", "models.py"), help="one of the two alone")
-    benchmark(parser.parse_args())
+def test_the_benchmark_prints_a_table():
+    result = subprocess.run([sys.executable, "-m", "studies.speed", "rendering"], cwd=ROOT, capture_output=True, text=True)
+    ours, plain, ratio = (float(cell) for cell in result.stdout.splitlines()[-1].split("|")[2:5])
+    assert result.returncode == 0 and ours > 0 and abs(ratio - plain / ours) < 0.01
