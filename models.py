@@ -1,17 +1,18 @@
-"""The networks of StyleVideoGAN (Fox et al., BMVC 2021, arXiv:2107.07224) and of the image models that it stands on.
+"""Networks of StyleVideoGAN (Fox et al., BMVC 2021, arXiv:2107.07224) and of the image models it stands on.
 
 Imports only torch, numpy and the standard library, so that the file can be copied into any project:
 
-    model = load_image_model("faces128")                          # or a pSp / e4e / rosinality / NVIDIA file, or "ffhq"
-    w = model.encode(images)                                      # (B, 3, H, W) in [-1, 1] -> (B, L, D)
-    frames = model.render(w)                                      # (B, L, D) -> (B, 3, size, size)
+    model = load_image_model("faces128")                # or a pSp / e4e / rosinality / NVIDIA file, or "ffhq"
+    w = model.encode(images)                            # (B, 3, H, W) in [-1, 1] -> (B, L, D)
+    frames = model.render(w)                            # (B, L, D) -> (B, 3, size, size)
 
-Shapes: B batch, T frames, L style rows (2 log2(size) - 2), D style width, Z width of the start noise of an image model.
+Shapes: B batch, T frames, L style rows (2 log2(size) - 2), D style width, Z width of an image model's z.
 W+ code: (L, D). W+ trajectory: (T, L, D). Pictures: (B, 3, H, W) in [-1, 1].
 
-1 StyleVideoGAN: generator G = (H, P, T), critic C, penalties, offset trick, complete in itself. 2 StyleGAN2 (Karras et al. 2020),
-3 pSp encoder (Richardson et al. 2021), 4 image model = 2 + 3 and its loader. Parameter names of 2 are those of
-rosinality/stylegan2-pytorch and of 3 those of eladrich/pixel2style2pixel, so that published files load as they are.
+1 StyleVideoGAN: generator G = (H, P, T), critic C, penalties, offset trick; the first 280 lines are whole in
+themselves. 2 StyleGAN2 (Karras et al. 2020). 3 pSp encoder (Richardson et al. 2021). 4 Image model = 2 + 3, and
+its loader. Parameter names of 2 are those of rosinality/stylegan2-pytorch, of 3 those of
+eladrich/pixel2style2pixel, so that published files load as they are.
 """
 
 import argparse
@@ -38,11 +39,13 @@ class InputError(ValueError):
 def pick_device(name):
     """--device -> torch.device; "auto" is cuda where there is one. Raises InputError."""
     try:
-        device = torch.device("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else torch.device(name)
-        torch.zeros(1, device=device)
-        return device
+        if name == "auto":
+            name = "cuda" if torch.cuda.is_available() else "cpu"
+        torch.zeros(1, device=name)
+        return torch.device(name)
     except Exception as error:                              # torch raises several types here, with long texts
-        raise InputError(f"--device {name} is not there ({str(error).splitlines()[0]}); use --device cpu.") from None
+        reason = str(error).splitlines()[0]
+        raise InputError(f"--device {name} is not there ({reason}); use --device cpu.") from None
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -52,40 +55,43 @@ def pick_device(name):
 SLOPE = 0.2  # LeakyReLU. Open in the paper; ours: the slope of StyleGAN and DCGAN, which the tables lean on
 
 
-def pixel_norm(x):
-    """x / sqrt(mean(x^2)) over the last dimension (Karras et al. 2018, sec. 4.2)."""
-    return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + 1e-8)
-
-
 class PixelNorm(nn.Module):
+    """x / sqrt(mean(x^2)) over the last dimension (Karras et al. 2018, sec. 4.2)."""
+
     def forward(self, x):
-        return pixel_norm(x)
+        return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + 1e-8)
 
 
 def mlp(widths):
     """(linear + LeakyReLU) from each width to the next."""
-    return nn.Sequential(*(layer for a, b in zip(widths, widths[1:]) for layer in (nn.Linear(a, b), nn.LeakyReLU(SLOPE))))
+    pairs = zip(widths, widths[1:])
+    return nn.Sequential(*(layer for a, b in pairs for layer in (nn.Linear(a, b), nn.LeakyReLU(SLOPE))))
 
 
 class MotionGenerator(nn.Module):
     """G: noise -> trajectory of W+ codes. i (B, 32), s (B, T-1, 32) -> w (B, T, L, D).
 
-    H (table 4) hallucinates the memory of three GRU cells from i, the fourth starts as i. P (table 5) is four stacked GRU
-    cells; the fourth's memory is the motion code l. T (table 6) translates each l_k, l_0 = i, into a W+ code.
-    width: of T, 512 = D in the paper; ours: D where D is not 512.
+    H (table 4) hallucinates the memory of three GRU cells from i, the fourth starts as i. P (table 5) is four
+    stacked GRU cells; the fourth's memory is the motion code l. T (table 6) translates each l_k, l_0 = i, to
+    a W+ code. width: of T, 512 = D in the paper; ours: D where D is not 512.
     """
 
     def __init__(self, L, D, noise=32, width=None):
         super().__init__()
         width = width or D
         self.L, self.D, self.noise, self.width = L, D, noise, width
+
         # H. The hidden widths are open; ours: that of the output, 3 x 32, so that no layer is a bottleneck
         self.hallucinate = nn.Sequential(*mlp([noise] + 4 * [3 * noise]), nn.BatchNorm1d(3 * noise))
-        self.produce = nn.GRU(noise, noise, num_layers=4, batch_first=True)                     # P
+
+        # P
+        self.produce = nn.GRU(noise, noise, num_layers=4, batch_first=True)
+
+        # T: BatchNorm + affine + PixelNorm, 4 layers, BatchNorm + affine, 18 parallel (linear + LeakyReLU +
+        # BatchNorm); these are computed as one linear layer of L D outputs that starts as nn.Linear does
         self.translate_in = nn.Sequential(nn.BatchNorm1d(noise), nn.Linear(noise, width), PixelNorm(),
                                           *mlp(5 * [width]), nn.BatchNorm1d(width), nn.Linear(width, width))
-        # 18 parallel (linear + LeakyReLU + BatchNorm), computed as one linear layer of L D outputs
-        self.rows = nn.Parameter(torch.empty(L, width, D).uniform_(-1, 1) / math.sqrt(width))   # as nn.Linear
+        self.rows = nn.Parameter(torch.empty(L, width, D).uniform_(-1, 1) / math.sqrt(width))
         self.rows_bias = nn.Parameter(torch.empty(L, D).uniform_(-1, 1) / math.sqrt(width))
         self.rows_norm = nn.BatchNorm1d(L * D)
 
@@ -96,7 +102,7 @@ class MotionGenerator(nn.Module):
         return torch.cat([h, i[None]])                                          # (4, B, 32)
 
     def roll(self, s, h):
-        """Noise (B, K, 32) and memory (4, B, 32) -> the next K motion codes (B, K, 32) and the memory after them."""
+        """P: noise (B, K, 32), memory (4, B, 32) -> next K motion codes (B, K, 32), memory after them."""
         return self.produce(s, h)
 
     def motion(self, i, s):
@@ -104,59 +110,40 @@ class MotionGenerator(nn.Module):
         return torch.cat([i[:, None], self.roll(s, self.hidden(i))[0]], 1)
 
     def translate(self, l):
-        """Motion codes (..., 32) -> W+ codes (..., L, D)."""
+        """T: motion codes (..., 32) -> W+ codes (..., L, D)."""
         lead = l.shape[:-1]
         v = self.translate_in(l.reshape(-1, self.noise))                        # (N, width)
         weight = self.rows.transpose(1, 2).reshape(-1, self.width)              # (L D, width)
-        w = F.leaky_relu_(F.linear(v, weight, self.rows_bias.flatten()), SLOPE) # (N, L D)
-        return self.rows_norm(w).reshape(*lead, self.L, self.D)
+        w = F.linear(v, weight, self.rows_bias.flatten())                       # (N, L D)
+        w = self.rows_norm(F.leaky_relu_(w, SLOPE))
+        return w.reshape(*lead, self.L, self.D)
 
     def forward(self, i, s):
         return self.translate(self.motion(i, s))                                # (B, T, L, D)
 
-    @torch.no_grad()
-    def init_recurrence(self):
-        """Start H and P so that l moves about as a head does, driven by the noise, and from l_0 = i on as later.
 
-        Open in the paper; ours. With nn.GRU's own start the noise dies on its way through four cells: from one i, l has a
-        standard deviation of 0.03 after 24 or 100 frames; with this one 0.54 and 0.57. And what the third memory tells the
-        fourth has nothing to do with i, the fourth, so that l first rushes to somewhere else: its direction moves by 0.19
-        (squared) from frame 0 to 1, by 0.004 from 80 to 81; here by 0.004 and 0.010. A head moves alike at any time. The angle
-        phi of the penalty is 65 degrees in the median (48 in the 5th percentile) instead of 2.
-        """
-        n, one = self.noise, torch.eye(self.noise)
-        # P: strong input to the memories (rows of nn.GRU: reset, update, new), update gates at 0.62, 0.62, 0.88, 0.92; each
-        # component of the fourth memory follows one of the third
-        for k, (gain, gate) in enumerate(((10.0, 0.5), (10.0, 0.5), (20.0, 2.0), (0.0, 2.5))):
-            getattr(self.produce, f"weight_ih_l{k}")[2 * n:] *= gain
-            getattr(self.produce, f"bias_ih_l{k}")[n:2 * n] += gate
-        self.produce.weight_ih_l3[2 * n:] = 6 * one
-        # H: i goes through as the pair i, -i, as LeakyReLU(x) - LeakyReLU(-x) = (1 + SLOPE) x, and comes out as third memory
-        *inner, last = [m for m in self.hallucinate if isinstance(m, nn.Linear)]
-        pair = torch.cat([one, -one], 1) / (1 + SLOPE)                          # (32, 64)
-        for k, m in enumerate(inner):
-            m.weight[:2 * n], m.bias[:2 * n] = 0.0, 0.0
-            first = one if k == 0 else pair
-            m.weight[:n, :first.shape[1]], m.weight[n:2 * n, :first.shape[1]] = first, -first
-        last.weight[2 * n:], last.bias[2 * n:] = 0.0, 0.0
-        last.weight[2 * n:, :2 * n] = pair
-        self.hallucinate[-1].weight.fill_(0.6)                                  # standard deviation of the memories at the start
+def fours(x):
+    """(B, t, c) -> (B, t // 2, 4 c): what a convolution of kernel 4, stride 2, padding 1 sees where."""
+    B, t, c = x.shape
+    twos = F.pad(x, (0, 0, 1, 1))[:, :t // 2 * 2 + 2].reshape(B, t // 2 + 1, 2, c).transpose(2, 3)
+    return torch.cat([twos[:, :-1], twos[:, 1:]], 3).flatten(2)
 
-    @torch.no_grad()
-    def init_output(self, mean, std):
-        """Start the last BatchNorm at the training codes' mean and standard deviation, both (L, D).
 
-        Open in the paper; ours: the output then has the data's scale from the first step, in raw W+ units.
-        """
-        self.rows_norm.weight.copy_(std.flatten())
-        self.rows_norm.bias.copy_(mean.flatten())
+def fours_transposed(g, t):
+    """The transpose of fours() as a matrix: (B, t // 2, 4 c) -> (B, t, c)."""
+    B, n, c = g.shape[0], g.shape[1], g.shape[2] // 4
+    g = g.reshape(B, n, c, 4)
+    twos = F.pad(g[..., :2], (0, 0, 0, 0, 0, 1)) + F.pad(g[..., 2:], (0, 0, 0, 0, 1, 0))    # (B, n + 1, c, 2)
+    places = twos.transpose(2, 3).reshape(B, 2 * n + 2, c)
+    return F.pad(places, (0, 0, 0, t - 2 * n))[:, 1:t + 1]
 
 
 class MotionCritic(nn.Module):
     """C: a trajectory of T W+ codes (B, T, L, D) -> a score (B,) (table 7).
 
-    E extracts 32 features per frame, a 1-D DCGAN critic without batch norm reads the sequence. Codes are scaled first, so
-    that one gradient penalty fits all image models; which scale is open in the paper, train.py's is one number for all entries.
+    E extracts 32 features per frame, a 1-D DCGAN critic without batch norm judges their sequence; its strided
+    convolutions are linear layers on windows of four frames. Codes are scaled first, so that one gradient
+    penalty fits all image models (which scale is open in the paper).
     """
 
     def __init__(self, L, D, T, width=None):
@@ -164,14 +151,16 @@ class MotionCritic(nn.Module):
         width = width or D
         self.register_buffer("mean", torch.zeros(L, D))
         self.register_buffer("std", torch.ones(L, D))
+
         # E: 2 layers to 512, 4 to 32. The widths of the last four are open; ours: full width until the last
-        self.extract = mlp([L * D, width, width, width, width, width, 32])
-        layers, channels, length = [], 32, T
-        while length > 4:                                                       # 25 -> 12 -> 6 -> 3
-            wider = min(2 * channels, 512)
-            layers += [nn.Conv1d(channels, wider, 4, 2, 1), nn.LeakyReLU(SLOPE)]
-            channels, length = wider, length // 2
-        self.judge = nn.Sequential(*layers, nn.Conv1d(channels, 1, length))
+        self.extract = nn.ModuleList([nn.Linear(L * D, width), *(nn.Linear(width, width) for _ in range(4)),
+                                      nn.Linear(width, 32)])
+
+        self.judge, c, t = nn.ModuleList(), 32, T
+        while t > 4:                                                            # t = 25 -> 12 -> 6 -> 3
+            self.judge.append(nn.Linear(4 * c, min(2 * c, 512)))
+            c, t = min(2 * c, 512), t // 2
+        self.judge.append(nn.Linear(c * t, 1))
 
     @torch.no_grad()
     def set_scale(self, mean, std):
@@ -180,22 +169,59 @@ class MotionCritic(nn.Module):
         self.std.copy_(torch.where(std > 1e-6, std, torch.ones_like(std)))
 
     def forward(self, w):
-        B, T, L, D = w.shape
-        e = self.extract(((w - self.mean) / self.std).reshape(B * T, L * D)).reshape(B, T, 32)
-        return self.judge(e.transpose(1, 2)).reshape(B)                         # (B, 32, T) -> (B, 1, 1) -> (B,)
+        return self.score(self.first_layer(w))
+
+    def first_layer(self, w):
+        """Codes (..., L, D), scaled, through the first linear layer: (..., width), before its LeakyReLU.
+
+        The scale is folded into the layer, as w is far larger than its weights.
+        """
+        first = self.extract[0]
+        weight = first.weight / self.std.flatten()                              # (width, L D)
+        return F.linear(w.flatten(-2), weight, first.bias - weight @ self.mean.flatten())
+
+    def score(self, p, slopes=None):
+        """The rest: first-layer outputs (B, T, width) -> (B,). slopes: a list that gets each LeakyReLU's."""
+        def bend(x):
+            if slopes is not None:
+                slopes.append((x > 0).to(x.dtype).mul_(1 - SLOPE).add_(SLOPE))
+            return F.leaky_relu_(x, SLOPE)
+
+        x = bend(p.clone())
+        for layer in self.extract[1:]:
+            x = bend(layer(x))                                                  # (B, T, width), last 32
+        for layer in self.judge[:-1]:
+            x = bend(layer(fours(x)))                                           # (B, t // 2, 2 c)
+        return self.judge[-1](x.transpose(1, 2).flatten(1)).flatten()
 
 
-def gradient_penalty(critic, real, fake, mix=None):
-    """WGAN-GP penalty (Gulrajani et al. 2017, eq. 3), a scalar; real, fake: (B, T, L, D), already detached.
+def gradient_penalty(critic, p_real, p_fake, mix):
+    """WGAN-GP penalty (Gulrajani et al. 2017, eq. 3), a scalar, at mixtures of real and fake windows.
 
-    mix: (B, 1, 1, 1) in [0, 1], the share of real in the mixtures; drawn uniformly if not given. The gradient is taken with
-    respect to the scaled codes that the critic sees: d/dx = std d/dw.
+    p_real, p_fake (B, T, width): critic.first_layer of them; it is linear, so the mixture of its outputs is
+    the output of the mixture. mix (B, 1, 1) in [0, 1]: share of real. The gradient is the one with respect to
+    the scaled codes x that the critic sees, in closed form: between its kinks the critic is linear, so the
+    gradient is the product of its matrices with the slopes between them, which have no derivative of their
+    own. That needs no second backward pass and no tensor with L D columns.
     """
-    if mix is None:
-        mix = torch.rand(len(real), 1, 1, 1, device=real.device)
-    w = (mix * real + (1 - mix) * fake).requires_grad_(True)
-    gradient, = torch.autograd.grad(critic(w).sum(), w, create_graph=True)
-    return ((gradient * critic.std).flatten(1).norm(dim=1) - 1).square().mean()
+    slopes = []
+    with torch.no_grad():
+        critic.score(mix * p_real + (1 - mix) * p_fake, slopes)
+
+    # d score / d p, (B, T, width), from the last layer back to the first
+    B, t, c = slopes[-1].shape
+    g = critic.judge[-1].weight.reshape(1, c, t).transpose(1, 2).expand(B, -1, -1)
+    for layer in reversed(critic.judge[:-1]):
+        g = fours_transposed((g * slopes.pop()) @ layer.weight, slopes[-1].shape[1])
+    for layer in reversed(critic.extract[1:]):
+        g = (g * slopes.pop()) @ layer.weight
+    g = g * slopes.pop()
+
+    # p = W x + b, so d score / d x = g W, whose squared norm is g (W W^T) g^T. clamp: rounding can leave a
+    # tiny negative number, and the root's derivative is infinite at zero
+    W = critic.extract[0].weight
+    squared = ((g @ (W @ W.T)) * g).sum((1, 2))                                 # (B,)
+    return (squared.clamp_min(1e-12).sqrt() - 1).square().mean()
 
 
 class RunningNorm(nn.Module):
@@ -209,7 +235,7 @@ class RunningNorm(nn.Module):
         self.momentum = momentum
         self.register_buffer("mean", torch.zeros(n))
         self.register_buffer("var", torch.ones(n))
-        self.register_buffer("fresh", torch.ones(()))                           # 1 until the first batch sets both
+        self.register_buffer("fresh", torch.ones(()))       # 1 until the first batch sets both
 
     @torch.no_grad()
     def update(self, x):                                                        # (B, n)
@@ -225,12 +251,13 @@ class RunningNorm(nn.Module):
 def gradient_angle_penalty(l, i, s, norm):
     """L_GAP = max(0, pi/4 - phi)^2, phi = arctan(|dd/ds| / |dd/di|), d = |norm(l_{t-1} - l_0)| (sec. 3).
 
-    l (B, T, 32) was made from i (B, 32) and s (B, T-1, 32), both requiring gradients; norm: RunningNorm, updated by the
-    caller. Returns the mean over the batch and phi (B,), detached.
+    l (B, T, 32) was made from i (B, 32) and s (B, T-1, 32), both requiring gradients. norm: RunningNorm, that
+    the caller updates. Returns the mean over the batch and phi (B,), detached.
     """
     d = norm(l[:, -1] - l[:, 0]).norm(dim=1)                                    # (B,)
     d_s, d_i = torch.autograd.grad(d.sum(), (s, i), create_graph=True)
-    # atan2 is the arctan of the quotient without the division; 1e-12 keeps the root's gradient finite at zero
+
+    # atan2 is the arctan of the quotient without the division; 1e-12 keeps the root's derivative finite at 0
     phi = torch.atan2((d_s.flatten(1).square().sum(1) + 1e-12).sqrt(), (d_i.square().sum(1) + 1e-12).sqrt())
     return F.relu(math.pi / 4 - phi).square().mean(), phi.detach()
 
@@ -243,8 +270,8 @@ def project(w, basis):
 def transfer_offset(w_new, mean, basis):
     """Offset trick (sec. 3): Delta = w_new - w'_new, w'_new the projection of w_new onto mean + span(basis).
 
-    w_new: (..., L, D), code of the new actor. mean (L, D), basis (32, L, D), orthonormal: PCA of the training codes.
-    Adding Delta to every code of a trajectory moves it to the new actor. Returns (..., L, D).
+    w_new: (..., L, D), code of the new actor. mean (L, D), basis (32, L, D), orthonormal: PCA of the training
+    codes. Adding Delta to every code of a trajectory moves it to the new actor. Returns (..., L, D).
     """
     away = w_new - mean                                                         # (..., L, D)
     return away - project(away, basis)

@@ -5,7 +5,6 @@
     python train.py latents.npy --resume --steps 3000       # go on from motion.state.pt, exactly as if never stopped
     python train.py monday.npy tuesday.npy                  # several videos of one actor, embedded with one image model
     python train.py latents.npy --recipe paper              # the paper's own settings where it states them
-    python train.py latents.npy --benchmark                 # steps per second, against the plain way, on this machine
     torchrun --nproc-per-node=4 train.py latents.npy        # the batch shared by 4 processes (GPUs, or CPU cores)
 
 Fox et al., StyleVideoGAN, BMVC 2021 (arXiv:2107.07224), sec. 3 and supplement 2.1. No picture is rendered here. Writes
@@ -292,98 +291,11 @@ def sample_coordinates(G, n, t, pca, rng):
 # Losses
 # ------------------------------------------------------------------------------------------------------------------
 
-def first_layer(critic, w):
-    """Codes (..., L, D) -> what the critic's first linear layer gives, (..., width), before its LeakyReLU.
-
-    The scaling of the codes is folded into the layer, as it touches 3,200 x L D numbers and the layer only width x L D.
-    """
-    weight = critic.extract[0].weight / critic.std.flatten()
-    return F.linear(w.flatten(-2), weight, critic.extract[0].bias - weight @ critic.mean.flatten())
-
-
-def matrices(critic):
-    """The critic after its first layer, as matrices: E's other layers, the convolutions but for the last, the last.
-
-    A convolution of kernel 4, stride 2, padding 1 is a matrix (out, 4 in) on the rows of fours(): faster than conv1d on
-    sequences this short (3 ms instead of 10 of a critic step on one core), and so is its backward pass.
-    """
-    *convolutions, last = [m for m in critic.judge if isinstance(m, torch.nn.Conv1d)]
-    flat = [(m.weight.transpose(1, 2).flatten(1), m.bias) for m in (*convolutions, last)]
-    return [(m.weight, m.bias) for m in critic.extract[2::2]], flat[:-1], flat[-1]
-
-
-def fours(x):
-    """(B, t, c) -> (B, t // 2, 4 c): what a convolution of kernel 4, stride 2 and padding 1 sees at each place."""
-    B, t, c = x.shape
-    twos = F.pad(x, (0, 0, 1, 1))[:, :t // 2 * 2 + 2].reshape(B, t // 2 + 1, 2 * c)
-    return torch.cat([twos[:, :-1], twos[:, 1:]], 2)
-
-
-def fours_transposed(g, t):
-    """The transpose of fours(), as a matrix: (B, t // 2, 4 c) -> (B, t, c)."""
-    B, n, c = g.shape[0], g.shape[1], g.shape[2] // 4
-    twos = F.pad(g[..., :2 * c], (0, 0, 0, 1)) + F.pad(g[..., 2 * c:], (0, 0, 1, 0))            # (B, n + 1, 2 c)
-    return F.pad(twos.reshape(B, 2 * n + 2, c), (0, 0, 0, t - 2 * n))[:, 1:t + 1]
-
-
-def score(critic, p):
-    """The rest of the critic: first-layer outputs (B, T, width) -> scores (B,)."""
-    B, T, width = p.shape
-    extract, convolutions, (W, b) = matrices(critic)
-    x = F.leaky_relu(p.reshape(B * T, width), SLOPE)
-    for weight, bias in extract:
-        x = F.leaky_relu_(F.linear(x, weight, bias), SLOPE)
-    x = x.reshape(B, T, -1)                                                     # (B, T, 32)
-    for weight, bias in convolutions:
-        x = F.leaky_relu_(F.linear(fours(x), weight, bias), SLOPE)
-    return F.linear(x.flatten(1), W, b).flatten()
-
-
-def score_gradient(critic, p):
-    """d score / d p: (B, T, width) -> (B, T, width), differentiable with respect to the critic's weights.
-
-    Between its kinks the critic is linear, so the gradient is a product of its matrices with the slopes between them. The
-    slopes have no derivative: they are found without autograd, and the penalty needs no second backward pass.
-    """
-    B, T, width = p.shape
-    extract, convolutions, (W, b) = matrices(critic)
-    slopes, lengths = [], []
-
-    def bend(x):
-        slopes.append((x > 0).to(x.dtype).mul_(1 - SLOPE).add_(SLOPE))
-        return x.mul_(slopes[-1])
-
-    with torch.no_grad():
-        x = bend(p.reshape(B * T, width).clone())
-        for weight, bias in extract:
-            x = bend(F.linear(x, weight, bias))
-        x = x.reshape(B, T, -1)
-        for weight, bias in convolutions:
-            lengths.append(x.shape[1])
-            x = bend(F.linear(fours(x), weight, bias))
-    g = W.expand(B, -1).reshape(x.shape)
-    for weight, _ in reversed(convolutions):
-        g = fours_transposed((g * slopes.pop()) @ weight, lengths.pop())
-    g = g.reshape(B * T, -1)
-    for weight, _ in reversed(extract):
-        g = (g * slopes.pop()) @ weight
-    return (g * slopes.pop()).reshape(B, T, width)
-
-
 def critic_loss(critic, p_real, p_fake, u):
-    """WGAN loss and gradient penalty (Gulrajani et al. 2017) from first-layer outputs (B, T, width); two scalars.
-
-    u: (B, 1, 1), uniform mixing weights. Equal to models.gradient_penalty and several times cheaper: the first layer is
-    linear, so the mixture of outputs is the output of the mixture, and with g the gradient of the score with respect to
-    that output, the one with respect to the scaled codes is g W, whose squared norm is g (W W^T) g^T: no tensor of L D
-    columns is made for the penalty.
-    """
-    W, B = critic.extract[0].weight, len(p_real)
-    scores = score(critic, torch.cat([p_real, p_fake]))                         # (2 B,)
-    g = score_gradient(critic, (u * p_real + (1 - u) * p_fake).detach())        # (B, T, width)
-    squared = ((g @ (W @ W.T)) * g).sum((1, 2))                                 # (B,)
-    # clamp: rounding can leave a tiny negative number; the root's gradient is infinite at zero
-    return scores[B:].mean() - scores[:B].mean(), (squared.clamp_min(1e-12).sqrt() - 1).square().mean()
+    """WGAN loss and gradient penalty from first-layer outputs (B, T, width); two scalars. u: (B, 1, 1)."""
+    B = len(p_real)
+    scores = critic.score(torch.cat([p_real, p_fake]))                          # (2 B,)
+    return scores[B:].mean() - scores[:B].mean(), gradient_penalty(critic, p_real, p_fake, u)
 
 
 # ------------------------------------------------------------------------------------------------------------------
@@ -514,6 +426,45 @@ def agreed(stop, device):
 # What is trained
 # ------------------------------------------------------------------------------------------------------------------
 
+@torch.no_grad()
+def start_recurrence(G):
+    """Start H and P so that l moves about as a head does, driven by the noise, and from l_0 = i on as later.
+
+    Open in the paper; ours. With nn.GRU's own start the noise dies on its way through four cells: from one i, l has a
+    standard deviation of 0.03 after 24 or 100 frames; with this one 0.54 and 0.57. And what the third memory tells the
+    fourth has nothing to do with i, the fourth, so that l first rushes to somewhere else: its direction moves by 0.19
+    (squared) from frame 0 to 1, by 0.004 from 80 to 81; here by 0.004 and 0.010. A head moves alike at any time. The angle
+    phi of the penalty is 65 degrees in the median (48 in the 5th percentile) instead of 2.
+    """
+    n, one = G.noise, torch.eye(G.noise)
+    # P: strong input to the memories (rows of nn.GRU: reset, update, new), update gates at 0.62, 0.62, 0.88, 0.92; each
+    # component of the fourth memory follows one of the third
+    for k, (gain, gate) in enumerate(((10.0, 0.5), (10.0, 0.5), (20.0, 2.0), (0.0, 2.5))):
+        getattr(G.produce, f"weight_ih_l{k}")[2 * n:] *= gain
+        getattr(G.produce, f"bias_ih_l{k}")[n:2 * n] += gate
+    G.produce.weight_ih_l3[2 * n:] = 6 * one
+    # H: i goes through as the pair i, -i, as LeakyReLU(x) - LeakyReLU(-x) = (1 + SLOPE) x, and comes out as third memory
+    *inner, last = [m for m in G.hallucinate if isinstance(m, torch.nn.Linear)]
+    pair = torch.cat([one, -one], 1) / (1 + SLOPE)                          # (32, 64)
+    for k, m in enumerate(inner):
+        m.weight[:2 * n], m.bias[:2 * n] = 0.0, 0.0
+        first = one if k == 0 else pair
+        m.weight[:n, :first.shape[1]], m.weight[n:2 * n, :first.shape[1]] = first, -first
+    last.weight[2 * n:], last.bias[2 * n:] = 0.0, 0.0
+    last.weight[2 * n:, :2 * n] = pair
+    G.hallucinate[-1].weight.fill_(0.6)                                  # standard deviation of the memories at the start
+
+
+@torch.no_grad()
+def start_output(G, mean, std):
+    """Start the last BatchNorm at the training codes' mean and standard deviation, both (L, D).
+
+    Open in the paper; ours: the output then has the data's scale from the first step, in raw W+ units.
+    """
+    G.rows_norm.weight.copy_(std.flatten())
+    G.rows_norm.bias.copy_(mean.flatten())
+
+
 def networks(codes, late, args):
     """All that a step changes, on the device of codes (N, L, D): G, C (one critic for the windows at the start of a
     trajectory, one for `late` later ones), norm of the angle penalty, optimisers, and the pool, (late, 4, 32): the
@@ -524,9 +475,9 @@ def networks(codes, late, args):
         G = MotionGenerator(L, D, NOISE, args.width)
         C = torch.nn.ModuleList(MotionCritic(L, D, args.window, args.width) for _ in range(2 if late else 1))
     mean, std = codes.mean(0).cpu(), codes.std(0).cpu()                         # (L, D)
-    G.init_output(mean, std)
+    start_output(G, mean, std)
     if args.start == "ours":
-        G.init_recurrence()
+        start_recurrence(G)
     # Open in the paper; ours: one scale for all entries. Unit variance per entry would blow up those that hold little but the
     # encoder's noise, which no G can imitate: the share of a window beyond the PCA's directions rises from 1.2 to 3.1 %
     for critic in C:
@@ -677,8 +628,8 @@ def train_step(nets, noise, codes, starts, args):
         index = starts[noise["place"][k]][:, None] + torch.arange(T, device=starts.device)      # (B, T)
         losses = []
         for critic, group in zip(C, groups):
-            p_real = first_layer(critic, codes[index[group]])                                   # (b, T, width)
-            p_fake = first_layer(critic, w[group].detach())
+            p_real = critic.first_layer(codes[index[group]])                                   # (b, T, width)
+            p_fake = critic.first_layer(w[group].detach())
             n_real, n_fake = differences(p_real, args.instance_noise, noise["tau"][k, group])
             losses.append(critic_loss(critic, p_real + n_real, p_fake + n_fake, noise["u"][k, group]))
         loss_C, gp = (sum(loss) / len(losses) for loss in zip(*losses))
@@ -691,8 +642,8 @@ def train_step(nets, noise, codes, starts, args):
     C.requires_grad_(False)
     loss_G = []
     for critic, group in zip(C, groups):
-        n_fake = differences(first_layer(critic, codes[index[group]]), args.instance_noise, noise["tau"][k, group])[1]
-        loss_G.append(-score(critic, first_layer(critic, w[group]) + n_fake).mean())
+        n_fake = differences(critic.first_layer(codes[index[group]]), args.instance_noise, noise["tau"][k, group])[1]
+        loss_G.append(-critic.score(critic.first_layer(w[group]) + n_fake).mean())
     loss_G = sum(loss_G) / len(loss_G)
     norm.update(gathered((l[:fresh, -1] - l[:fresh, 0]).detach()))
     gap, phi = gradient_angle_penalty(l[:fresh], i, s, norm)
@@ -701,44 +652,6 @@ def train_step(nets, noise, codes, starts, args):
     average_gradients(G)
     nets["optimiser_G"].step()
     C.requires_grad_(True)
-    return torch.stack([-loss_C, gp, loss_G, gap, phi.mean()]).detach()
-
-
-def plain_step(nets, noise, codes, starts, args):
-    """train_step() as one would write it down, for --benchmark and the tests: the same numbers but for rounding."""
-    G, C, norm, T, pool = nets["G"], nets["C"], nets["norm"], args.window, nets["pool"]
-    fresh = noise["i"].shape[1] - len(pool)
-    groups = [slice(0, fresh), slice(fresh, None)][:len(C)]
-    for k in range(args.critic_steps):
-        last = k == args.critic_steps - 1
-        i, s = noise["i"][k, :fresh].requires_grad_(last), noise["s"][k, :fresh].requires_grad_(last)
-        with torch.set_grad_enabled(last), torch.backends.cudnn.flags(enabled=False):
-            first, later = G.hidden(i), pool.transpose(0, 1).clone(memory_format=torch.contiguous_format)
-            if len(pool):
-                later = G.roll(noise["before"][k], later)[1]
-                pool.copy_(torch.where(noise["renew"][k][:, None], first[:, :len(pool)], later).detach().transpose(0, 1))
-            h = torch.cat([first, later], 1)
-            l = torch.cat([h[3][:, None], G.roll(torch.cat([s, noise["s"][k, fresh:]]), h)[0]], 1)
-            w = G.translate(l)
-        real = codes[starts[noise["place"][k]][:, None] + torch.arange(T, device=starts.device)]
-        loss_C = gp = 0
-        for critic, group in zip(C, groups):
-            n_real, n_fake = differences(real[group], args.instance_noise, noise["tau"][k, group])
-            noisy, fake = real[group] + n_real, w[group].detach() + n_fake
-            loss_C = loss_C + (critic(fake).mean() - critic(noisy).mean()) / len(C)
-            gp = gp + gradient_penalty(critic, noisy, fake, noise["u"][k, group, None]) / len(C)
-        nets["optimiser_C"].zero_grad()
-        (loss_C + args.lambda_gp * gp).backward()
-        nets["optimiser_C"].step()
-    loss_G = 0
-    for critic, group in zip(C, groups):
-        n_fake = differences(real[group], args.instance_noise, noise["tau"][k, group])[1]
-        loss_G = loss_G - critic(w[group] + n_fake).mean() / len(C)
-    norm.update((l[:fresh, -1] - l[:fresh, 0]).detach())
-    gap, phi = gradient_angle_penalty(l[:fresh], i, s, norm)
-    nets["optimiser_G"].zero_grad()
-    (loss_G + args.lambda_gap * gap).backward()
-    nets["optimiser_G"].step()
     return torch.stack([-loss_C, gp, loss_G, gap, phi.mean()]).detach()
 
 
@@ -780,119 +693,6 @@ def graph_of(step, noise, nets):
 
     recorded = noise
     return replay
-
-
-# ------------------------------------------------------------------------------------------------------------------
-# Benchmark
-# ------------------------------------------------------------------------------------------------------------------
-
-class CountFlops(TorchDispatchMode):
-    """Sum of the multiplications and additions of matrix products and convolutions. torch's own FlopCounterMode hooks the
-    modules too, and that hook refuses the autograd.grad of the angle penalty."""
-
-    total = 0
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        out = function(*args, **(kwargs or {}))
-        if function.overloadpacket in flop_registry:
-            self.total += flop_registry[function.overloadpacket](*args, **(kwargs or {}), out_val=out)
-        return out
-
-
-def benchmark(args, rounds=5):
-    """Time train_step() against plain_step() on the same numbers, in turns; a table on standard output."""
-    if processes()[0] > 1:
-        raise InputError("--benchmark measures one process; start it without torchrun.")
-    device = choose_device(args.device)
-    if args.threads:
-        torch.set_num_threads(args.threads)
-    check_options(args)
-    codes, meta = load_training_set(args.latents, args.window)
-    starts = window_starts(meta["clips"], args.window).to(device)
-    codes = torch.from_numpy(codes).to(device)
-    (_, L, D), T, B = codes.shape, args.window, args.batch
-    late = later_windows(args)
-    rng = torch.Generator().manual_seed(args.seed)
-
-    def noise():
-        drawn = draw(rng, args.critic_steps, B, late, T, len(starts))
-        drawn["renew"] = torch.rand(args.critic_steps, late, generator=rng) < 0.1     # about as often as in training
-        drawn["tau"] = offset_noise(math.inf, args)
-        return {name: value.to(device) for name, value in drawn.items()}
-
-    def synchronise():
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-
-    # The plain way both with torch's own precision of products and with that of train_step
-    kinds = {"train_step": (train_step, args.matmul), "plain_step": (plain_step, "highest")}
-    if args.matmul != "highest":
-        kinds[f"plain, {args.matmul}"] = plain_step, args.matmul
-    trained = {name: networks(codes, late, args) for name in kinds}
-    batches = [noise() for _ in range(3)]
-
-    # The same numbers? In float64, as Adam's first steps make something out of every rounding error
-    logged = []
-    for step in (train_step, plain_step):
-        nets = networks(codes, late, args)
-        for part in (nets["G"], nets["C"], nets["norm"]):
-            part.double()
-        nets["pool"] = nets["pool"].double()
-        logged.append(torch.stack([
-            step(nets, {name: value.double() if value.is_floating_point() else value for name, value in batch.items()},
-                 codes.double(), starts, args) for batch in batches]))
-    apart = ((logged[0] - logged[1]).abs() / logged[1].abs().clamp_min(1e-9)).max().item()
-    print(f"{len(batches)} steps in float64: the losses of both differ by {apart:.1e} of their size", file=sys.stderr)
-    if not apart < 1e-6:
-        raise InputError("train_step and plain_step do not compute the same; please report this with your torch version.")
-
-    # Arithmetic of one step, and how fast this machine multiplies
-    rows = []
-    for name, (step, precision) in kinds.items():
-        torch.set_float32_matmul_precision(precision)
-        with CountFlops() as counter:
-            step(trained[name], batches[0], codes, starts, args)
-        x, seconds = torch.randn(2048, 2048, device=device), []
-        for _ in range(5):
-            synchronise()
-            began = time.perf_counter()
-            x @ x
-            synchronise()
-            seconds.append(time.perf_counter() - began)
-        advance = functools.partial(step, trained[name], codes=codes, starts=starts, args=args)
-        if device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(device)
-            if name == "train_step" and args.cuda_graph:
-                advance = graph_of(advance, batches[0], trained[name])
-        for _ in range(2):
-            advance(noise=batches[1])
-        rows.append({"name": name, "precision": precision, "advance": advance, "flops": counter.total,
-                     "peak": 2 * 2048 ** 3 / min(seconds), "seconds": [], "memory": peak_memory(device)})
-
-    # In turns, so that whatever else the machine does meets both
-    count = args.steps or 10
-    for _ in range(rounds):
-        for row in rows:
-            torch.set_float32_matmul_precision(row["precision"])
-            synchronise()
-            began = time.perf_counter()
-            for _ in range(count):
-                row["advance"](noise=noise())
-            synchronise()
-            row["seconds"].append((time.perf_counter() - began) / count)
-    torch.set_float32_matmul_precision("highest")
-    print(f"codes {L} x {D}, batch {B}, window {T}, {args.critic_steps} critic steps, {device}, "
-          f"{torch.get_num_threads()} threads, medians of {rounds} turns of {count} steps")
-    print(f"{'':12s}{'steps/s':>10s}{'windows/s':>12s}{'GFLOP/step':>12s}{'GFLOP/s':>10s}{'of matmul':>11s}{'MB':>8s}")
-    for row in rows:
-        seconds = sorted(row["seconds"])[rounds // 2]
-        row["median"], rate = seconds, row["flops"] / seconds
-        print(f"{row['name']:12s}{1 / seconds:10.2f}{B / seconds:12.0f}{row['flops'] / 1e9:12.3f}{rate / 1e9:10.1f}"
-              f"{100 * rate / row['peak']:10.1f}%{row['memory']:8.0f}")
-    per_epoch = steps_per_epoch(len(starts), args)
-    ratios = " and ".join(f"{row['median'] / rows[0]['median']:.2f}" for row in rows[1:])
-    print(f"train_step is {ratios} times as fast; {EPOCHS} epochs of {len(starts)} windows would take "
-          f"{EPOCHS * per_epoch * rows[0]['median'] / 60:.1f} minutes")
 
 
 # ------------------------------------------------------------------------------------------------------------------
@@ -1291,7 +1091,6 @@ def options_parser(recipe="ours"):
     # (AVX-512 without AMX: 2.2 times as fast on one core, results within 5e-7)
     running.add_argument("--matmul", choices=("highest", "high", "medium"), default="medium",
                          help="precision of matrix products in training, as torch.set_float32_matmul_precision")
-    running.add_argument("--benchmark", action="store_true", help="measure a step against the plain way, train nothing")
     running.add_argument("--no-cuda-graph", dest="cuda_graph", action="store_false", help="start every kernel by itself")
     running.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
     running.add_argument("--threads", type=positive_int, help="of the CPU; None: as many as torch finds")
@@ -1344,7 +1143,7 @@ if __name__ == "__main__":
         arguments = parser.parse_args()
         arguments = options_parser(arguments.recipe).parse_args()
         with several_processes(arguments):
-            benchmark(arguments) if arguments.benchmark else main(arguments, named_options())
+            main(arguments, named_options())
     except InputError as error:
         parser.exit(2, f"train.py: {error}\n" if one_speaks else None)
     except KeyboardInterrupt as error:
