@@ -2,7 +2,7 @@
 
     python -m pretrain.faces --sheet sheet.png
     python -m pretrain.faces --clip assets/demo.mp4 --seconds 60 --seed 8
-    python embed.py assets/demo.mp4 --shakes 4
+    python embed.py assets/demo.mp4
     python train.py latents.npy --threads 1 -o assets/motion.pt
 
 Head frame: unit = eye distance of the average head; x right in the picture, y down, z towards the viewer; origin
@@ -90,7 +90,7 @@ BACKGROUND = [(214, 150, 128), (232, 190, 140), (206, 206, 158), (150, 194, 168)
 # Canvas: polygons with soft edges on a float picture
 # ------------------------------------------------------------------------------------------------------------------
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def spline_basis(n, closed):
     """Catmull-Rom matrix: (samples, n) @ control points (n, d) -> curve (samples, d)."""
     rows = []

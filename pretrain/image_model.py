@@ -35,8 +35,16 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # lets `python pretrain/image_model.py` find its siblings
 import embed
-from evaluate import correlation
-from models import SQRT2, EqualLinear, Generator, GradualStyleEncoder, ImageModel, InputError, depthwise, fir_kernel
+from models import (
+    SQRT2,
+    EqualLinear,
+    Generator,
+    GradualStyleEncoder,
+    ImageModel,
+    InputError,
+    depthwise,
+    fir_kernel,
+)
 from pretrain import faces
 
 # All of the following is ours: neither paper trains networks this small. Chosen for 128 px on two CPU cores
@@ -358,6 +366,13 @@ def measures(pictures):
     """dlib's measures of what the faces do in pictures (n, H, W, 3), each found anew -> (n, 3), NaN where there is none."""
     found = [embed.landmarks(picture) for picture in pictures]
     return np.array([[np.nan] * 3 if p is None else [embed.face_measures(p)[m] for m in MEASURES] for p in found])
+
+
+def correlation(a, b):
+    """Pearson's r of each column of measures (n, 3), where both pictures show a face; NaN where one stands still."""
+    seen = np.isfinite(a).all(1) & np.isfinite(b).all(1)
+    with np.errstate(invalid="ignore"):
+        return [float(np.corrcoef(x, y)[0, 1]) if seen.sum() > 2 else math.nan for x, y in zip(a[seen].T, b[seen].T)]
 
 
 def sharpness(a, b, weights):
