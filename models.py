@@ -125,17 +125,15 @@ class MotionGenerator(nn.Module):
 def fours(x):
     """(B, t, c) -> (B, t // 2, 4 c): what a convolution of kernel 4, stride 2, padding 1 sees where."""
     B, t, c = x.shape
-    twos = F.pad(x, (0, 0, 1, 1))[:, :t // 2 * 2 + 2].reshape(B, t // 2 + 1, 2, c).transpose(2, 3)
-    return torch.cat([twos[:, :-1], twos[:, 1:]], 3).flatten(2)
+    twos = F.pad(x, (0, 0, 1, 1))[:, :t // 2 * 2 + 2].reshape(B, t // 2 + 1, 2 * c)
+    return torch.cat([twos[:, :-1], twos[:, 1:]], 2)
 
 
 def fours_transposed(g, t):
     """The transpose of fours() as a matrix: (B, t // 2, 4 c) -> (B, t, c)."""
     B, n, c = g.shape[0], g.shape[1], g.shape[2] // 4
-    g = g.reshape(B, n, c, 4)
-    twos = F.pad(g[..., :2], (0, 0, 0, 0, 0, 1)) + F.pad(g[..., 2:], (0, 0, 0, 0, 1, 0))    # (B, n + 1, c, 2)
-    places = twos.transpose(2, 3).reshape(B, 2 * n + 2, c)
-    return F.pad(places, (0, 0, 0, t - 2 * n))[:, 1:t + 1]
+    twos = F.pad(g[..., :2 * c], (0, 0, 0, 1)) + F.pad(g[..., 2 * c:], (0, 0, 1, 0))        # (B, n + 1, 2 c)
+    return F.pad(twos.reshape(B, 2 * n + 2, c), (0, 0, 0, t - 2 * n))[:, 1:t + 1]
 
 
 class MotionCritic(nn.Module):
@@ -192,7 +190,7 @@ class MotionCritic(nn.Module):
             x = bend(layer(x))                                                  # (B, T, width), last 32
         for layer in self.judge[:-1]:
             x = bend(layer(fours(x)))                                           # (B, t // 2, 2 c)
-        return self.judge[-1](x.transpose(1, 2).flatten(1)).flatten()
+        return self.judge[-1](x.flatten(1)).flatten()
 
 
 def gradient_penalty(critic, p_real, p_fake, mix):
@@ -210,7 +208,7 @@ def gradient_penalty(critic, p_real, p_fake, mix):
 
     # d score / d p, (B, T, width), from the last layer back to the first
     B, t, c = slopes[-1].shape
-    g = critic.judge[-1].weight.reshape(1, c, t).transpose(1, 2).expand(B, -1, -1)
+    g = critic.judge[-1].weight.reshape(1, t, c).expand(B, -1, -1)
     for layer in reversed(critic.judge[:-1]):
         g = fours_transposed((g * slopes.pop()) @ layer.weight, slopes[-1].shape[1])
     for layer in reversed(critic.extract[1:]):

@@ -2232,8 +2232,7 @@ def toy(tmp_path_factory):
                     "latent_avg": torch.randn(L, D), "opts": {"name": name}}, folder / f"{name}.pt")
         sha256 = models.load_image_model(folder / f"{name}.pt").sha256
         generator = models.MotionGenerator(L, D)
-        train.start_recurrence(generator)
-        train.start_output(generator, torch.randn(L, D), torch.rand(L, D))
+        train.start(generator, torch.randn(L, D), torch.rand(L, D))
         with torch.no_grad():                                                   # statistics of BatchNorm, so that it moves
             for norm in (m for m in generator.modules() if isinstance(m, nn.BatchNorm1d)):
                 norm.momentum = None                                            # plain average over the batches
