@@ -379,15 +379,18 @@ def frame_grid(times, starts, guess, fps=None):
 
 # --- Landmarks ----------------------------------------------------------------------------------------------
 
-@functools.cache
-def dlib_model(kind, name):
-    """One of dlib's networks, with its weights from the package face_recognition_models, which may not be
-    importable."""
+def dlib_file(name):
+    """Path of a dlib model inside the package face_recognition_models, which may not be importable."""
     spec = importlib.util.find_spec("face_recognition_models")
     path = Path(next(iter(spec.submodule_search_locations))) / "models" / name if spec else None
     if path is None or not path.exists():
         raise InputError(f"dlib's {name} is missing; install it with: pip install face_recognition_models")
-    return kind(str(path))
+    return str(path)
+
+
+@functools.cache
+def dlib_model(kind, name):
+    return kind(dlib_file(name))
 
 
 @functools.cache
@@ -894,8 +897,8 @@ def adds_up(read, reading):
         why += [f"its time stamps jump {read['jumps']} times"] * bool(read["jumps"])
         of_seconds = f" of {seconds:.2f}" if seconds is not None else ""
         why = " and ".join(why) or "it is cut short, damaged, or says what is not so"
-        reading.notes.append(f"does not add up: {decoded} of {shown} frames, {read['seconds']:.2f}{of_seconds} "
-                             f"s were read; {why}")
+        reading.notes.append(f"does not add up: {decoded} of {shown} frames, {read['seconds']:.2f}"
+                             f"{of_seconds} s were read; {why}")
     return {**read, "shown": shown, "seconds_shown": seconds, "undecodable": reading.lost}
 
 
