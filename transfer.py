@@ -152,7 +152,10 @@ def photo_actor(model, path, face=None):
     """w_new (L, D) of the person in a photograph, cropped as embed.py crops video."""
     from embed import align_photo  # here, because it loads dlib, which no other actor needs
 
-    picture = align_photo(path, model.size, **({"face": face} if face else {}))     # (size, size, 3) uint8
+    picture, faces = align_photo(path, model.size, face)                        # (size, size, 3) uint8
+    if faces > 1:
+        print(f"transfer.py: {path} shows {faces} faces; number {face or 1} is taken, 1 is the largest "
+              f"(--face N).", file=sys.stderr)
     return model.encode(torch.from_numpy(picture).permute(2, 0, 1).float()[None] / 127.5 - 1)[0]
 
 
