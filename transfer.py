@@ -11,6 +11,7 @@ Beside an embedded clip lies the .json of embed.py, which names its source.
 """
 
 import argparse
+import contextlib
 import itertools
 import json
 import math
@@ -84,9 +85,9 @@ def open_trajectory(path, seekable=False):
         shape = shape[:1] + shape[2:]
     shape = (1, *shape)[-4:]
 
-    if path is None and (shape[0] > 1 or seekable):
-        file = tempfile.TemporaryFile()
-        shutil.copyfileobj(sys.stdin.buffer, file)
+    if (shape[0] > 1 or seekable) and not file.seekable():
+        pipe, file = file, tempfile.TemporaryFile()
+        shutil.copyfileobj(pipe, file)
         file.seek(0)
     return file, shape, dtype
 
@@ -366,17 +367,20 @@ def runs_of(frames, sources, fps):
 
 
 def read_sound(path):
-    """Yields a file's sound at RATE: number of the first sample since the file's start, (2, n) float32."""
-    with av.open(f"file:{path}") as container:
+    """Yields a file's sound at RATE: number of the first sample since the file's start, (2, n) float32.
+
+    What is damaged is left out, so that there is a gap, which cut_sound fills.
+    """
+    with av.open(f"file:{path}") as container, contextlib.suppress(av.FFmpegError):
         stream, start, at = container.streams.best("audio"), (container.start_time or 0) / av.time_base, None
         # Mono is copied: FFmpeg would lower it by 3 dB
         resampler = av.AudioResampler("fltp", "mono" if stream.layout.nb_channels == 1 else "stereo", RATE)
         for packet in container.demux(stream):
             try:
-                frames = packet.decode()
-            except av.FFmpegError:                              # damaged: a gap, which cut_sound fills
+                pieces = [piece for frame in packet.decode() for piece in resampler.resample(frame)]
+            except (av.FFmpegError, ValueError):                                # ValueError: of another kind
                 continue
-            for piece in itertools.chain.from_iterable(map(resampler.resample, frames)):
+            for piece in pieces:
                 said = round((float(piece.pts * piece.time_base) - start) * RATE)
                 if at is None or abs(said - at) > RATE // 20:   # else counted: Matroska rounds to 1 ms
                     at = said

@@ -10,13 +10,18 @@ The two take turns, so that whatever else the machine does meets both; the media
 import argparse
 import math
 import statistics
+import subprocess
 import sys
+import tempfile
 import time
+from pathlib import Path
 
 import torch
 from torch.nn import functional as F
 
 import models
+
+ROOT = Path(__file__).resolve().parents[1]
 
 # ------------------------------------------------------------------------------------------------------------
 # Measuring
@@ -107,7 +112,33 @@ def rendering(full=False):
     yield "faces128, four pictures", in_turns(ways, 30 if full else 5, device)
 
 
-SUBJECTS = {"rendering": rendering}                     # each takes `full` and yields its rows as they are measured
+# ------------------------------------------------------------------------------------------------------------
+# The pipe of the README. The plain way: one script after the other, through a file
+# ------------------------------------------------------------------------------------------------------------
+
+def pipe(full=False):
+    """sample.py | transfer.py with the models in assets/, loading included; sampling overlaps rendering."""
+    T = 1500 if full else 100
+    make, show = ([sys.executable, str(ROOT / script)] for script in ("sample.py", "transfer.py"))
+    with tempfile.TemporaryDirectory() as folder:
+        def run(words, **streams):
+            subprocess.run(words, cwd=folder, stderr=subprocess.DEVNULL, check=True, **streams)
+
+        def overlapped():
+            with subprocess.Popen([*make, "--t", str(T)], cwd=folder, stdout=subprocess.PIPE,
+                                  stderr=subprocess.DEVNULL) as first:
+                run(show, stdin=first.stdout)
+
+        def one_after_the_other():
+            run([*make, "--t", str(T), "-o", "walk.npy"])
+            run([*show, "walk.npy"])
+
+        ways = {"ours": overlapped, "plain": one_after_the_other}
+        yield f"{T} frames of faces128", in_turns(ways, 5 if full else 1)
+
+
+# Each takes `full` and yields its rows as they are measured
+SUBJECTS = {"rendering": rendering, "pipe": pipe}
 
 
 def main(args):
