@@ -2702,7 +2702,7 @@ def test_own_model_has_no_other_actors(toy, tmp_path, capsys):
         perform(tmp_path / "w.npy", tmp_path / "v.mp4", motion, model=toy / "image.pt")
 
 
-def test_transfer_takes_the_actor_of_a_photo(tmp_path):
+def test_transfer_takes_the_actor_of_a_photo(tmp_path, capsys):
     scene = faces.draw_scene(faces.actor(6), 400)[..., ::-1]
     cv2.imwrite(str(tmp_path / "photo.png"), scene)
     motion = sample.load_motion(ROOT / "assets" / "motion.pt")[1]
@@ -2713,6 +2713,16 @@ def test_transfer_takes_the_actor_of_a_photo(tmp_path):
     pca, w_new = motion["pca"], transfer.photo_actor(model, tmp_path / "photo.png")
     wanted = transfer.render(model, transfer.move(pca["mean"][None], w_new, pca, None), 1)[0]
     assert psnr(shown, wanted) > 30
+    # Of two the largest, or the one that is asked for
+    both = np.full((400, 700, 3), 128, np.uint8)
+    both[50:350, :300] = cv2.resize(faces.draw_scene(faces.actor(8), 400), (300, 300))[..., ::-1]
+    both[:, 300:] = scene
+    cv2.imwrite(str(tmp_path / "both.png"), both)
+    capsys.readouterr()
+    first, named, second = (transfer.photo_actor(model, tmp_path / "both.png", face) for face in (None, 1, 2))
+    assert capsys.readouterr().err.count("shows 2 faces, of which the largest is taken") == 1
+    assert torch.equal(first, named) and (first - w_new).norm() < 0.5 * (second - w_new).norm()
+
     cv2.imwrite(str(tmp_path / "plain.png"), np.full((200, 200, 3), 128, np.uint8))
     assert_refused(run("transfer.py", tmp_path / "w.npy", "--actor", tmp_path / "plain.png", "-o",
                        tmp_path / "x.mp4"), "plain.png", "no face")

@@ -150,13 +150,13 @@ def random_actor(model, seed, truncation=1.0):
 
 
 def photo_actor(model, path, face=None):
-    """w_new (L, D) of the person in a photograph, cropped as embed.py crops video."""
+    """w_new (L, D) of a person in a photograph, cropped as embed.py crops; face: 1 for the largest, ..."""
     from embed import align_photo  # here, because it loads dlib, which no other actor needs
 
     picture, faces = align_photo(path, model.size, face)                        # (size, size, 3) uint8
-    if faces > 1:
-        print(f"transfer.py: {path} shows {faces} faces; number {face or 1} is taken, 1 is the largest "
-              f"(--face N).", file=sys.stderr)
+    if faces > 1 and face is None:
+        print(f"transfer.py: {path} shows {faces} faces, of which the largest is taken; --face 2 takes the "
+              f"next.", file=sys.stderr)
     return model.encode(torch.from_numpy(picture).permute(2, 0, 1).float()[None] / 127.5 - 1)[0]
 
 
@@ -333,15 +333,15 @@ def has(path, kind):
 
 
 def frame_times(path):
-    """Seconds since the file's start at which its frames are shown; [] where its time stamps start again."""
-    with av.open(f"file:{path}") as container:
-        stream, start = container.streams.best("video"), (container.start_time or 0) / av.time_base
-        packets = [p for p in container.demux(stream) if p.size and not p.is_discard]
-        order = [p.dts for p in packets if p.dts is not None]               # the first of Matroska have none
-        if order != sorted(order):
-            return []
-        shown = sorted(p.dts if p.pts is None else p.pts for p in packets)
-        return [float(t * stream.time_base) - start for t in shown]
+    """Seconds since the file's start at which each frame is shown that embed.py counts; [] if in disorder."""
+    from embed import Reading, decoded, header, opened  # here, because it loads dlib
+
+    with opened(path) as container:
+        stream, start = container.streams[header(path).stream], (container.start_time or 0) / av.time_base
+        stream.thread_type = "AUTO"
+        times = [frame.time for frame in decoded(container, stream, Reading())]
+    in_order = None not in times and times == sorted(times)
+    return [t - start for t in times] if in_order else []
 
 
 def runs_of(frames, sources, fps):
