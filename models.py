@@ -10,8 +10,8 @@ Shapes: B batch, T frames, L style rows (2 log2(size) - 2), D style width, Z wid
 W+ code: (L, D). W+ trajectory: (T, L, D). Pictures: (B, 3, H, W) in [-1, 1].
 
 1 StyleVideoGAN: generator G = (H, P, T), critic C, penalties, offset trick; the first 280 lines are whole in
-themselves. 2 StyleGAN2 (Karras et al. 2020). 3 pSp encoder (Richardson et al. 2021). 4 Image model = 2 + 3, and
-its loader. Parameter names of 2 are those of rosinality/stylegan2-pytorch, of 3 those of
+themselves. 2 StyleGAN2 (Karras et al. 2020). 3 pSp encoder (Richardson et al. 2021). 4 Image model = 2 + 3,
+and its loader. Parameter names of 2 are those of rosinality/stylegan2-pytorch, of 3 those of
 eladrich/pixel2style2pixel, so that published files load as they are.
 """
 

@@ -1,18 +1,18 @@
-"""Train the motion generator of StyleVideoGAN on the W+ codes of one actor: a recurrent WGAN-GP + angle penalty.
+"""Train StyleVideoGAN's motion generator on the W+ codes of one actor: a recurrent WGAN-GP + angle penalty.
 
-    python train.py latents.npy                             # 350 epochs, at least 2,400 steps; writes motion.pt
-    python train.py latents.npy --steps 2000 -o motion.pt   # length in generator steps instead
-    python train.py latents.npy --resume                    # go on exactly as if never stopped, or begin
-    python train.py monday.npy tuesday.npy                  # several videos of one actor, one image model
-    python train.py latents.npy --recipe paper              # the paper's own settings where it states them
-    torchrun --nproc-per-node=4 train.py latents.npy        # the batch shared by 4 processes (GPUs or CPU cores)
+    python train.py latents.npy                            # 350 epochs, at least 2,400 steps: motion.pt
+    python train.py latents.npy --steps 2000 -o motion.pt  # length in generator steps instead
+    python train.py latents.npy --resume                   # go on exactly as if never stopped, or begin
+    python train.py monday.npy tuesday.npy                 # several videos of one actor, one image model
+    python train.py latents.npy --recipe paper             # the paper's own settings where it states them
+    torchrun --nproc-per-node=4 train.py latents.npy       # the batch shared by 4 processes (GPUs or cores)
 
-Fox et al., BMVC 2021 (arXiv:2107.07224), sec. 3 and supplement 2.1; no picture is rendered. Writes motion.pt (EMA
-generator, PCA of the codes, options: all that sample.py needs), motion.best.pt (the same at the best report),
-motion.state.pt (every minute: all that --resume needs) and motion.csv (a row per report).
+Fox et al., BMVC 2021 (arXiv:2107.07224), sec. 3 and supplement 2.1; no picture is rendered. Writes motion.pt
+(EMA generator, PCA of the codes, options: all that sample.py needs), motion.best.pt (the same at the best
+report), motion.state.pt (every minute: all that --resume needs) and motion.csv (a row per report).
 
-Shapes: N training frames, B batch, T frames of a window, L style rows, D style width. Codes (N, L, D), windows
-(B, T, L, D). On a CPU one seed, number of threads and number of processes give one result bit for bit,
+Shapes: N training frames, B batch, T frames of a window, L style rows, D style width. Codes (N, L, D), window
+(T, L, D). On a CPU one seed, number of threads and number of processes give one result bit for bit,
 interrupted or not; on CUDA the random numbers are the same, but the order of sums is not.
 """
 
@@ -46,14 +46,13 @@ STEPS = 2400        # ... but no fewer generator steps; ours: 350 epochs of a mi
 SHORT = 2048        # sampled windows per report, as many as the paper's FVD takes (suppl. 2.2)
 LONG = 128, 400     # long samples per report and their frames (suppl. 2.2: 128 samples, 400 frames for ACD)
 PER_LONG = 16       # windows cut from each long sample: 128 x 16 = 2048 again
-SPACE = 64          # ours: principal directions of windows in which distances are measured; 2048 windows determine
-#                     a 64 x 64 covariance well, but not the 800 x 800 one of 25 x 32 coordinates
+SPACE = 64          # ours: principal directions of windows in which distances are measured; 2048 windows
+#                     determine a 64 x 64 covariance well, but not the 800 x 800 one of 25 x 32 coordinates
 REESTIMATE = 96     # ours: batches for BatchNorm's statistics; 16 moved a short distance from 7.5 to 9.1 %
 OFFSET_RISE = 100   # ours: steps in which the offset noise rises to its full size, so that critics can follow
 DIVERGED = 10       # ours: times the distance of two windows, the most that a critic of slope 1 can claim
 SAVE_SECONDS = 60   # ours: a kill loses at most a minute
 AGREE = 10          # ours: steps after which several processes ask each other whether to stop or save
-ENDINGS = ".best.pt", ".state.pt", ".csv"
 VERSION = {"model": 1, "state": 2}
 
 
@@ -63,21 +62,21 @@ VERSION = {"model": 1, "state": 2}
 
 def read_array(path):
     """The array in a .npy, an .npz (under `w`) or a .pt (one tensor). Executes nothing. Raises InputError."""
-    torch_file, what = path.suffix.lower() in (".pt", ".pth"), ""
+    torch_file, names = path.suffix.lower() in (".pt", ".pth"), ""
     try:
         found = torch.load(path, map_location="cpu", weights_only=True) if torch_file else np.load(path)
         if isinstance(found, np.lib.npyio.NpzFile) and "w" in found:
             found = found["w"]
         if isinstance(found, (torch.Tensor, np.ndarray)):
             return np.asarray(found.detach().float() if torch_file else found)
-        what = f" (it has: {', '.join(map(str, found)) or 'nothing'})"
-    except Exception as error:                                      # numpy, zipfile and torch raise a dozen types
+        names = f" (it has: {', '.join(map(str, found)) or 'nothing'})"
+    except Exception as error:                              # numpy, zipfile and torch raise a dozen types
         if "allow_pickle" not in str(error):
-            raise InputError(f"{path} is no readable file of codes ({type(error).__name__}), perhaps cut short; make "
-                             f"it again with embed.py.") from None
-    read = f"torch.load('{path.name}')[NAME]" if torch_file else f"np.load('{path.name}', allow_pickle=True)[NAME]"
-    raise InputError(f"{path} is not one array and has no array named w{what}; put the codes (T, L, D) into a file of "
-                     f"their own: np.save('codes.npy', np.asarray({read})).")
+            raise InputError(f"{path} is no readable file of codes ({type(error).__name__}), perhaps cut "
+                             f"short; make it again with embed.py.") from None
+    how = f"torch.load('{path.name}')" if torch_file else f"np.load('{path.name}', allow_pickle=True)"
+    raise InputError(f"{path} is not one array and has no array named w{names}; put the codes (T, L, D) into "
+                     f"a file of their own: np.save('codes.npy', np.asarray({how}[NAME])).")
 
 
 def load_latents(path):
@@ -92,16 +91,17 @@ def load_latents(path):
         raise InputError(f"{path} does not exist; make it with: python embed.py VIDEO -o {path}")
     codes = read_array(path)
     if codes.ndim == 4 and 1 in codes.shape[:2]:
-        print(f"{path}: {codes.shape} is read as one trajectory of {max(codes.shape[:2])} frames.", file=sys.stderr)
+        frames = max(codes.shape[:2])
+        print(f"{path}: {codes.shape} is read as one trajectory of {frames} frames.", file=sys.stderr)
         codes = codes.reshape(-1, *codes.shape[2:])
     if codes.ndim != 3 or 0 in codes.shape or codes.dtype.kind not in "fiu":
-        raise InputError(f"{path} holds {codes.dtype} of shape {codes.shape}, expected W+ codes (T, L, D): frames, "
-                         f"style rows, style width.")
+        raise InputError(f"{path} holds {codes.dtype} of shape {codes.shape}, expected W+ codes (T, L, D): "
+                         f"frames, style rows, style width.")
     codes = np.ascontiguousarray(codes, dtype=np.float32)
     bad = ~np.isfinite(codes).all((1, 2))
     if bad.any():
-        raise InputError(f"{path} has NaN or infinite values in {bad.sum()} of {len(codes)} frames, the first in "
-                         f"frame {bad.argmax()}; embed the video again.")
+        raise InputError(f"{path} has NaN or infinite values in {bad.sum()} of {len(codes)} frames, the "
+                         f"first in frame {bad.argmax()}; embed the video again.")
 
     meta = {"fps": 25.0, "clips": [(0, len(codes))], "model": {"name": None, "sha256": None}, "source": None}
     sidecar = path.with_suffix(".json")
@@ -114,11 +114,11 @@ def load_latents(path):
         if not 0 < fps < math.inf:
             raise ValueError
     except (ValueError, KeyError, TypeError):
-        raise InputError(f"{sidecar} is not what embed.py writes (model, fps, frames with a clip number each); make "
-                         f"both again, or remove it to treat {path.name} as one clip at 25 fps.") from None
+        raise InputError(f"{sidecar} is not what embed.py writes (model, fps, frames with a clip number "
+                         f"each); make both again, or remove it: one clip at 25 fps.") from None
     if len(numbers) != len(codes):
-        raise InputError(f"{sidecar} lists {len(numbers)} frames, {path} has {len(codes)}: they do not belong "
-                         f"together; make both again with embed.py.")
+        raise InputError(f"{sidecar} lists {len(numbers)} frames, {path} has {len(codes)}: they do not "
+                         f"belong together; make both again with embed.py.")
     cuts = [k for k in range(1, len(numbers)) if numbers[k] != numbers[k - 1]]
     clips = list(zip([0] + cuts, cuts + [len(numbers)]))
     return codes, {"fps": fps, "clips": clips, "model": model, "source": read.get("source")}
@@ -129,25 +129,26 @@ def load_training_set(paths, window, log=sys.stderr):
     parts = [load_latents(path) for path in paths]
     (first, meta), clips, n, names = parts[0], [], 0, ", ".join(map(str, paths))
     for path, (codes, own) in zip(paths, parts):
+        kinds = [f"{c.shape[1]} x {c.shape[2]} of {m['model']['name']}" for c, m in ((codes, own), parts[0])]
         if codes.shape[1:] != first.shape[1:] or own["model"]["sha256"] != meta["model"]["sha256"]:
-            kinds = [f"{c.shape[1]} x {c.shape[2]} of {m['model']['name']}" for c, m in ((codes, own), parts[0])]
-            raise InputError(f"{path} has codes of {kinds[0]}, {paths[0]} of {kinds[1]}; embed all videos with one "
-                             f"image model.")
+            raise InputError(f"{path} has codes of {kinds[0]}, {paths[0]} of {kinds[1]}; embed all videos "
+                             f"with one image model.")
         if abs(own["fps"] / meta["fps"] - 1) > 0.01:
-            print(f"{path} has {own['fps']:g} frames per second, {paths[0]} {meta['fps']:g}: their motion will differ "
-                  f"in speed.", file=log)
+            print(f"{path} has {own['fps']:g} frames per second, {paths[0]} {meta['fps']:g}: their motion "
+                  f"will differ in speed.", file=log)
         clips += [(start + n, end + n) for start, end in own["clips"]]
         n += len(codes)
 
-    codes, longest = np.concatenate([codes for codes, _ in parts]), max(end - start for start, end in clips)
+    codes = np.concatenate([codes for codes, _ in parts])
+    longest = max(end - start for start, end in clips)
     if n <= COMPONENTS or first[0].size < COMPONENTS:
-        raise InputError(f"{names}: {n} frames of {first[0].size} numbers; the PCA of {COMPONENTS} directions needs at "
-                         f"least {COMPONENTS + 1} frames of {COMPONENTS}, and good motion needs hundreds.")
+        raise InputError(f"{names}: {n} frames of {first[0].size} numbers; the PCA of {COMPONENTS} "
+                         f"directions needs at least {COMPONENTS + 1} frames of {COMPONENTS}, good motion hundreds.")
     if codes.std(0).max() < 1e-6:
         raise InputError(f"all {n} frames of {names} have the same code: there is no motion to learn.")
     if longest <= window:
-        raise InputError(f"{names}: the longest clip has {longest} frames, too few for two windows of {window}; give a "
-                         f"shorter --window, {longest // 2} perhaps, or embed a longer video.")
+        raise InputError(f"{names}: the longest clip has {longest} frames, too few for two windows "
+                         f"of {window}; give a shorter --window, {longest // 2} perhaps, or embed more.")
     short = sum(end - start for start, end in clips if end - start < window)
     if short:
         print(f"{short} of {n} frames lie in clips shorter than {window} frames and are left out.", file=log)
@@ -160,7 +161,7 @@ def window_starts(clips, window):
 
 
 def fit_pca(codes):
-    """PCA(32) of the training codes (N, L, D), sec. 3: {"mean" (L, D), "basis" (32, L, D), "std" (32,)}, float32."""
+    """PCA of training codes (N, L, D), sec. 3: {"mean" (L, D), "basis" (32, L, D), "std" (32,)}, float32."""
     N, L, D = codes.shape
     # On 18,000 x 9,216 codes the exact solvers would need the 9,216 x 9,216 covariance
     pca = PCA(COMPONENTS, svd_solver="randomized", random_state=0).fit(codes.reshape(N, L * D))
@@ -175,7 +176,7 @@ def coordinates(codes, pca):
 
 
 # ------------------------------------------------------------------------------------------------------------
-# How far sampled motion is from real motion: Fréchet distance of codes (ours; the paper's FVD needs pictures)
+# How far sampled motion is from real motion: Fréchet distance of codes. Ours: the paper's FVD needs pictures
 # ------------------------------------------------------------------------------------------------------------
 
 def cut_windows(x, clips, window):
@@ -184,15 +185,15 @@ def cut_windows(x, clips, window):
 
 
 def long_windows(x, window):
-    """Evenly spaced windows of long samples: (n, t, 32) -> (PER_LONG n, T, 32); adjacent at t = 400, T = 25."""
+    """Evenly spaced windows of long samples: (n, t, 32) -> (PER_LONG n, T, 32), adjacent at 400 and 25."""
     starts = torch.linspace(0, x.shape[1] - window, PER_LONG).long()
     return x[:, starts[:, None] + torch.arange(window)].flatten(0, 1)
 
 
 def gaussian_frechet(m1, S1, m2, S2):
-    """Fréchet distance of Gaussians, means (d,), covariances (d, d): |m1 - m2|^2 + tr(S1 + S2 - 2 (S1 S2)^(1/2)).
+    """Fréchet distance of Gaussians, (d,) and (d, d) each: |m1 - m2|^2 + tr(S1 + S2 - 2 (S1 S2)^(1/2)).
 
-    The trace of the root is the sum of the roots of the eigenvalues of S1^(1/2) S2 S1^(1/2), which is symmetric.
+    The trace of the root is the sum of the roots of the eigenvalues of the symmetric S1^(1/2) S2 S1^(1/2).
     """
     values, vectors = np.linalg.eigh(S1)
     root = (vectors * np.sqrt(values.clip(0))) @ vectors.T
@@ -201,7 +202,7 @@ def gaussian_frechet(m1, S1, m2, S2):
 
 
 def frechet(x, y):
-    """Fréchet distance of Gaussians fitted to two sets (n, d), (m, d), in float64, covariances divided by n."""
+    """Fréchet distance of Gaussians fitted to two sets (n, d), (m, d), in float64, biased covariances."""
     x, y = np.asarray(x, np.float64), np.asarray(y, np.float64)
     S1, S2 = (np.atleast_2d(np.cov(v, rowvar=False, bias=True)) for v in (x, y))
     return gaussian_frechet(x.mean(0), S1, y.mean(0), S2)
@@ -213,7 +214,7 @@ def code_frechet(real, fake, space):
 
 
 def jitter(x):
-    """Root mean square of the second difference in time of (n, T, 32): trembling, which SPACE directions miss."""
+    """Root mean square of the second difference in time of (n, T, 32): trembling, which SPACE misses."""
     return x.diff(dim=1).diff(dim=1).square().mean().sqrt().item()
 
 
@@ -221,23 +222,24 @@ def code_references(x, clips, window):
     """What distances are compared with, from the real coordinates (N, 32).
 
     frozen: real windows against every real frame repeated T times (percentages are of it). still: real frames
-    against their mean. floor: real windows against SHORT ones drawn from a Gaussian with their moments, what the
-    draw alone makes of a perfect model. halves: first half of the windows against the second, how much they say.
+    against their mean. floor: real windows against SHORT ones drawn from a Gaussian with their moments, what
+    the draw alone makes of a perfect model. halves: the first half of the windows against the second.
     """
     windows = cut_windows(x, clips, window)                                     # (n, T, 32)
     frames = torch.cat([x[start:end] for start, end in clips if end - start >= window])
-    half, x = len(windows) // 2, windows.flatten(1).double().numpy()           # (n, 32 T)
+    half, x = len(windows) // 2, windows.flatten(1).double().numpy()            # (n, 32 T)
     space = PCA(min(SPACE, len(x) - 1, x.shape[1]), svd_solver="covariance_eigh").fit(x)
-    drawn = np.random.RandomState(0).standard_normal((SHORT, space.n_components_)) * space.explained_variance_ ** 0.5
+    drawn = np.random.RandomState(0).standard_normal((SHORT, space.n_components_))
     return {"windows": windows, "frames": frames, "space": space, "window": window,
-            "floor": frechet(space.transform(x), drawn), "halves": code_frechet(windows[:half], windows[half:], space),
+            "floor": frechet(space.transform(x), drawn * np.sqrt(space.explained_variance_)),
+            "halves": code_frechet(windows[:half], windows[half:], space),
             "frozen": code_frechet(windows, frames[:, None].expand(-1, window, -1), space),
             "still": np.asarray(frames, np.float64).var(0).sum().item(),
             "jitter": jitter(windows) if window > 2 else math.nan}
 
 
 def code_distances(references, short, long):
-    """Distances of sampled to real motion: short (n, T, 32) windows, long (m, t, 32) samples, PCA coordinates."""
+    """Distances of sampled to real motion; short: windows (n, T, 32), long: samples (m, t, 32)."""
     real, space, cut = references["windows"], references["space"], long_windows(long, references["window"])
     found = {"short": code_frechet(real, short, space), "long": code_frechet(real, cut, space)}
     for name, x in (("short", short), ("long", cut)):
@@ -250,14 +252,15 @@ def code_distances(references, short, long):
 
 @torch.no_grad()
 def sample_coordinates(G, n, t, pca, rng):
-    """PCA coordinates (n, t, 32) of n sampled trajectories of t frames, on the CPU; rng: CPU torch.Generator."""
+    """PCA coordinates (n, t, 32) of n sampled trajectories of t frames, on the CPU. rng: of the CPU."""
     device, x = G.rows.device, []
     pca = {name: value.to(device) for name, value in pca.items()}
     for count in [LONG[0]] * (n // LONG[0]) + [n % LONG[0]] * (n % LONG[0] > 0):
         i = torch.randn(count, NOISE, generator=rng).to(device)
         s = torch.randn(count, t - 1, NOISE, generator=rng).to(device)
         parts = G.motion(i, s).flatten(0, 1).split(4096)                        # (count t, 32) in pieces
-        x.append(torch.cat([coordinates(G.translate(l), pca) for l in parts]).reshape(count, t, -1).cpu())
+        found = torch.cat([coordinates(G.translate(part), pca) for part in parts])
+        x.append(found.reshape(count, t, -1).cpu())
     return torch.cat(x)
 
 
@@ -300,7 +303,8 @@ def train_step(nets, adam, draws, codes, starts, args):
     loss_G = 0.0
     for C, of in critics:
         p_real, p_fake = C.first_layer(real[of]), C.first_layer(w[of])
-        loss_G = loss_G - C.score(add_noise(p_real, p_fake, draws["tau"][k, of], args)[1]).mean() / len(critics)
+        _, p_fake = add_noise(p_real, p_fake, draws["tau"][k, of], args)
+        loss_G = loss_G - C.score(p_fake).mean() / len(critics)
     norm.update((l[:first, -1] - l[:first, 0]).detach())
     average([norm.mean, norm.var])
     gap, phi = gradient_angle_penalty(l[:first], i, s, norm)
@@ -318,10 +322,10 @@ def train_step(nets, adam, draws, codes, starts, args):
 
 
 def draw(rng, step, places, args):
-    """Random numbers of one step from a CPU torch.Generator: the same on every device. (critic steps, B, ...)."""
+    """Random numbers of one step, (critic steps, B, ...), from a CPU generator: the same on any device."""
     K, B, T, late = args.critic_steps, args.batch, args.window, later_windows(args)
     shares = [n for n in (B - late, late) if n]                     # of each critic
-    turns = max(1, (args.horizon - 1) // (T - 1))                   # windows in a trajectory, one after the other
+    turns = max(1, (args.horizon - 1) // (T - 1))                   # windows in a trajectory, end to end
     calls = step * K + torch.arange(K)
     return {"place": torch.stack([torch.cat([spread(rng, places, n) for n in shares]) for _ in range(K)]),
             "mix": torch.rand(K, B, 1, 1, generator=rng),           # of the gradient penalty
@@ -330,7 +334,7 @@ def draw(rng, step, places, args):
             "before": torch.randn(K, late, T - 1, NOISE, generator=rng),
             "renew": (calls[:, None] + torch.arange(late)) % turns == 0,
             "tau": offset_noise(step, args),
-            "ema": torch.tensor(1 - min(args.ema, (step + 1) / (step + 10)))}   # ours: at first a shorter memory
+            "ema": torch.tensor(1 - min(args.ema, (step + 1) / (step + 10)))}   # ours: short memory at first
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -338,17 +342,17 @@ def draw(rng, step, places, args):
 # ------------------------------------------------------------------------------------------------------------
 
 def later_windows(args):
-    """How many windows of a batch lie further on in their trajectories: half, or none where no second one fits."""
+    """How many windows of a batch lie further on in their trajectories: half; none if no second one fits."""
     return args.batch // 2 if args.horizon >= 2 * args.window - 1 else 0
 
 
 def sample_windows(nets, i, s, draws, k):
     """Windows of sampled motion: motion codes l (B, T, 32) and W+ codes w (B, T, L, D).
 
-    i (b, 32), s (b, T-1, 32). In the paper l = G.motion(i, s), w = G.translate(l). The other B - b windows lie
-    further on: from the memories in the pool (B - b, 4, 32), where an earlier call left off, T-1 frames are made
-    of the noise `before`, and the window follows; its gradients reach back through these frames. Where `renew`
-    says so, the next call begins anew, with the i of one of the first.
+    i (b, 32), s (b, T-1, 32). In the paper l = G.motion(i, s), w = G.translate(l). The other B - b windows
+    lie further on: from the memories in the pool (B - b, 4, 32), where an earlier call left off, T-1 frames
+    are made of the noise `before`, and the window follows; its gradients reach back through these frames.
+    Where `renew` says so, the next call begins anew, with the i of one of the first.
     """
     G, pool = nets.G, nets.pool
     # cuDNN's recurrent kernels have no second derivative, which the angle penalty needs
@@ -369,7 +373,7 @@ def sample_windows(nets, i, s, draws, k):
 def spread(rng, places, n):
     """n of the numbers 0 to places - 1, evenly spaced from a random first one, in random order: (n,) int64.
 
-    The yaw of independently drawn windows alone moves a critic's mean score by more than what is to be learned.
+    The yaw of independently drawn windows alone moves a critic's mean by more than what is to be learned.
     """
     where = (torch.arange(n) + torch.rand((), generator=rng, dtype=torch.float64)) * (places / n)
     return where.long().clamp_max(places - 1)[torch.randperm(n, generator=rng)]
@@ -378,7 +382,7 @@ def spread(rng, places, n):
 def offset_noise(step, args):
     """tau of add_noise() for the windows of a batch (critic steps, B), who take the levels in turn.
 
-    None before --offset-from, as it hides from the critics what G learns first; then it rises in OFFSET_RISE steps.
+    None before --offset-from, as it hides from the critics what G learns first; then it rises.
     """
     rise = min(1.0, max(0.0, (step - args.offset_from) / OFFSET_RISE))
     levels = torch.tensor(args.offset_noise)
@@ -388,8 +392,8 @@ def offset_noise(step, args):
 def add_noise(real, fake, tau, args):
     """Instance and offset noise on real and sampled windows (b, T, width), of differences of real windows.
 
-    Its covariance is --instance-noise^2 times that of real windows and, the same in all frames of a window, tau^2
-    (b,) times that of their means. The rows that are subtracted lie a quarter of the batch apart.
+    Its covariance is --instance-noise^2 times that of real windows and, the same in all frames of a window,
+    tau^2 (b,) times that of their means. The rows that are subtracted lie a quarter of the batch apart.
     """
     quarter, mean = max(1, len(real) // 4), real.mean(1, keepdim=True)          # (b, 1, width)
     a, b, c = (real.roll(k * quarter, 0) for k in (1, 2, 3))
@@ -400,27 +404,28 @@ def add_noise(real, fake, tau, args):
 
 @torch.no_grad()
 def start(G, mean, std, recurrence=True):
-    """Start T at the scale of the training codes, mean and std (L, D), and H and P so that l moves about as a head
-    does, driven by the noise, and from l_0 = i on as later.
+    """Start T at the scale of the training codes, mean and std (L, D), and H and P so that l moves about as a
+    head does, driven by the noise, and from l_0 = i on as later.
 
-    With nn.GRU's own start the noise dies on its way through four cells: from one i, l has a standard deviation of
-    0.03 after 24 frames (0.54 here); and as the third memory tells the fourth, i, nothing of it, l first rushes
-    away: its direction moves by 0.19 (squared) in the first frame, by 0.004 in the 80th (0.004 and 0.010 here).
+    With nn.GRU's own start the noise dies on its way through four cells: from one i, l has a standard
+    deviation of 0.03 after 24 frames (0.54 here); and as the third memory tells the fourth, i, nothing of it, l
+    first rushes away: its direction moves by 0.19 (squared) in the first frame, by 0.004 in the 80th (here by 0.004
+    and 0.010).
     """
     G.rows_norm.weight.copy_(std.flatten())
     G.rows_norm.bias.copy_(mean.flatten())
     if not recurrence:
         return
 
-    # P: strong input to the memories (rows of nn.GRU: reset, update, new), update gates at 0.62, 0.62, 0.88, 0.92;
-    # each component of the fourth memory follows one of the third
+    # P: strong input to the memories (rows of nn.GRU: reset, update, new), update gates at 0.62, 0.62, 0.88,
+    # 0.92; each component of the fourth memory follows one of the third
     n, one = G.noise, torch.eye(G.noise)
     for k, (gain, gate) in enumerate(((10.0, 0.5), (10.0, 0.5), (20.0, 2.0), (0.0, 2.5))):
         getattr(G.produce, f"weight_ih_l{k}")[2 * n:] *= gain
         getattr(G.produce, f"bias_ih_l{k}")[n:2 * n] += gate
     G.produce.weight_ih_l3[2 * n:] = 6 * one
 
-    # H: i goes through as the pair i, -i, as LeakyReLU(x) - LeakyReLU(-x) = (1 + SLOPE) x, to the third memory
+    # H: i passes as the pair i, -i, as LeakyReLU(x) - LeakyReLU(-x) = (1 + SLOPE) x, to the third memory
     *inner, last = [m for m in G.hallucinate if isinstance(m, nn.Linear)]
     pair = torch.cat([one, -one], 1) / (1 + models.SLOPE)                       # (32, 64)
     for k, m in enumerate(inner):
@@ -429,15 +434,15 @@ def start(G, mean, std, recurrence=True):
         m.weight[:n, :through.shape[1]], m.weight[n:2 * n, :through.shape[1]] = through, -through
     last.weight[2 * n:], last.bias[2 * n:] = 0.0, 0.0
     last.weight[2 * n:, :2 * n] = pair
-    G.hallucinate[-1].weight.fill_(0.6)                             # standard deviation of the memories at first
+    G.hallucinate[-1].weight.fill_(0.6)                             # standard deviation of the memories
 
 
 @torch.no_grad()
 def reestimate_batchnorm(G, args, rng):
-    """Measure BatchNorm's statistics of averaged weights on REESTIMATE batches of their windows; to eval mode.
+    """Measure BatchNorm's statistics of averaged weights on REESTIMATE batches of windows; to eval mode.
 
-    With those of the live generator a prototype's distance to real windows was 1393, with re-estimated ones 752.
-    Later windows are of any age, about as in training. rng: its own, so that looking never changes the training.
+    With the live generator's, a prototype's distance to real windows was 1393, with re-estimated ones 752.
+    Later windows are of any age, about as in training. rng: its own, so looking never changes the training.
     """
     late, device = later_windows(args), G.rows.device
     for m in G.modules():
@@ -462,7 +467,7 @@ def reestimate_batchnorm(G, args, rng):
 
 def networks(codes, late, args):
     """All that a step changes, on the device of codes (N, L, D): nets.G, .C (a critic, two if there are later
-    windows), .ema, .norm of the angle penalty, .pool (late, 4, 32) of sample_windows(), and Adam for G and C."""
+    windows), .ema, .norm of the angle penalty, .pool (late, 4, 32) of sample_windows(); and Adam for both."""
     device, (_, L, D) = codes.device, codes.shape
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(args.seed)
@@ -470,8 +475,8 @@ def networks(codes, late, args):
         C = nn.ModuleList(MotionCritic(L, D, args.window) for _ in range(2 if late else 1))
     mean, std = codes.mean(0).cpu(), codes.std(0).cpu()                         # (L, D)
     start(G, mean, std, args.start == "ours")
-    # Open in the paper; ours: one scale for all entries. Unit variance per entry would blow up those that hold
-    # little but the encoder's noise: the share of a window beyond the PCA's directions rises from 1.2 to 3.1 %
+    # Open in the paper; ours: one scale for all entries. Unit variance per entry would blow up those that
+    # hold little but the encoder's noise: the share of windows beyond the PCA rises from 1.2 to 3.1 %
     for critic in C:
         critic.set_scale(mean, std.square().mean().sqrt().expand_as(std))
     ema = copy.deepcopy(G).requires_grad_(False)
@@ -491,7 +496,7 @@ def networks(codes, late, args):
 
 
 def set_rate(optimiser, lr):
-    """The learning rate, `times` it where a group has that; in place where it is a tensor that a graph knows."""
+    """The learning rate, `times` it where a group has that; in place if it is a tensor that a graph knows."""
     for group in optimiser.param_groups:
         wanted = lr * group.get("times", 1.0)
         group["lr"] = group["lr"].fill_(wanted) if torch.is_tensor(group["lr"]) else wanted
@@ -506,7 +511,8 @@ def graph_of(step, draws, nets, adam):
         moments = [v for optimiser in adam.values() for of in optimiser.state.values() for v in of.values()]
         return [*nets.parameters(), *nets.buffers(), *moments]
 
-    kept, side, graph = [value.detach().clone() for value in changed()], torch.cuda.Stream(), torch.cuda.CUDAGraph()
+    kept = [value.detach().clone() for value in changed()]
+    side, graph = torch.cuda.Stream(), torch.cuda.CUDAGraph()
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
         for _ in range(3):                                          # what is allocated lazily must be there
@@ -532,8 +538,8 @@ def graph_of(step, draws, nets, adam):
 def join_processes(args):
     """Under torchrun: join the others, each with a GPU of its own or on the CPU. -> their number, own number.
 
-    As DistributedDataParallel does it: each has its share of every batch and its own BatchNorm statistics, the
-    gradients are averaged, so that all keep the same weights.
+    As DistributedDataParallel does it: each has its share of every batch and its own BatchNorm statistics,
+    gradients are averaged, and so all keep the same weights.
     """
     if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ:
         return 1, 0
@@ -563,16 +569,21 @@ def beside(output, ending):
 
 
 def write_atomically(path, write):
-    """Call write(temporary path), then put the file in place: a reader finds the old or the new one, whole."""
+    """Call write(temporary path), then put the file in place: a reader finds the old or new one, whole."""
     part = path.with_name(f".{path.name}.part")
     try:
         write(part)
         os.replace(part, path)
-    except (OSError, RuntimeError) as error:                        # torch.save turns a full disk into the latter
+    except (OSError, RuntimeError) as error:                        # torch.save, of a full disk: the latter
         reason = getattr(error, "strerror", None) or str(error).partition("\n")[0]
-        raise InputError(f"{path} cannot be written ({reason}); free some space or choose another -o.") from None
+        raise InputError(f"{path} cannot be written ({reason}); make room or choose another -o.") from None
     finally:
         part.unlink(missing_ok=True)
+
+
+def write_csv(path, rows):
+    lines = [",".join(map(str, line)) for line in (rows[0], *(row.values() for row in rows))]
+    write_atomically(path, lambda part: part.write_text("\n".join(lines) + "\n", encoding="utf-8"))
 
 
 def load_state(path):
@@ -584,25 +595,26 @@ def load_state(path):
         reason = "of another version"
     except Exception as error:                                      # torch raises a dozen types here
         reason = type(error).__name__
-    raise InputError(f"{path} is not a training state of this train.py ({reason}); leave out --resume to start anew.")
+    raise InputError(f"{path} is no training state of this train.py ({reason}); leave out --resume to "
+                     f"start anew.")
 
 
 def number(kind, least, below=math.inf):
     """For argparse: a number of that kind with least <= value < below."""
     def parse(text):
         if not least <= kind(text) < below:
-            raise argparse.ArgumentTypeError(f"{text} is not from {least} up" + f" and below {below}" * (below < 2))
+            raise argparse.ArgumentTypeError(f"{text} is not from {least} up" + f" to {below}" * (below < 2))
         return kind(text)
     return parse
 
 
-# What a training depends on. Name: (ours, the paper's or what it would be without ours, type or choices, help)
+# What a training depends on. Name: (ours, the paper's or what it is without ours, type or choices, help)
 METHOD = {
     "window": (25, 25, number(int, 2), "frames of a window, t (sec. 3; 75 for hands)"),
     "batch": (128, 128, number(int, 2), "windows per critic and per generator step (suppl. 2.1)"),
     "lambda_gp": (50.0, 50.0, number(float, 0), "weight of the gradient penalty (sec. 3)"),
     "lambda_gap": (100.0, 100.0, number(float, 0), "weight of the angle penalty (sec. 3)"),
-    "ema": (0.997, 0.997, number(float, 0, 1), "momentum of the averaged generator (suppl. 2.1; sec. 3: 0.995)"),
+    "ema": (0.997, 0.997, number(float, 0, 1), "momentum of the averaged generator (suppl. 2.1)"),
     # 0.005 (suppl. 2.1) with one critic step did not learn in 1,600 steps of a prototype
     "lr": (0.001, 0.005, number(float, 0), "learning rate of Adam"),
     # Adam's steps are of one size, so weights that start ten times as large learn ten times as slowly
@@ -615,13 +627,13 @@ METHOD = {
     # In the paper all windows begin with i (0), and samples of 400 frames go on from there untrained
     "horizon": (400, 0, number(int, 0), "frames within which sampled windows begin (ours)"),
     # Without it, critics learn the training windows by heart
-    "instance_noise": (0.5, 0.0, number(float, 0), "differences of real windows added to all, times this (ours)"),
-    # Where the head is on the whole, minutes of video say little of: one level leaves it to the critics, one not
+    "instance_noise": (0.5, 0.0, number(float, 0), "differences of real windows added, times this (ours)"),
+    # Where the head is on the whole, a video says little of: one level leaves this to the critics, one not
     "offset_noise": ([0.7, 4.0], [0.0], number(float, 0), "the same of their means, levels in turn (ours)"),
     "offset_from": (1400, 1400, number(int, 0), "steps after which the offset noise begins (ours)"),
     "start": ("ours", "ours", ("ours", "torch"), "of H and P: start(), or torch's own"),
     # TF32 on CUDA; on a CPU what torch makes of it (AVX-512 without AMX: 2.2 times as fast, within 5e-7)
-    "matmul": ("medium", "highest", ("highest", "high", "medium"), "precision of products in training (ours)"),
+    "matmul": ("medium", "highest", ("highest", "high", "medium"), "precision of products (ours)"),
     "seed": (0, 0, int, "of all random numbers"),
 }
 
@@ -629,11 +641,11 @@ METHOD = {
 def options_parser():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("latents", nargs="+", metavar="LATENTS", help="latents.npy of embed.py, .npz or .pt")
-    parser.add_argument("-o", "--output", default="motion.pt", help="motion model; other files are put beside it")
-    parser.add_argument("--resume", action="store_true", help="go on from the state beside the output, if any")
+    parser.add_argument("-o", "--output", default="motion.pt", help="motion model; others are put beside it")
+    parser.add_argument("--resume", action="store_true", help="go on from the state beside it, if any")
     length = parser.add_mutually_exclusive_group()
-    length.add_argument("--epochs", type=number(int, 1), help=f"passes over the windows: {EPOCHS} (sec. 3), but without "
-                        f"this option at least {STEPS} steps (ours)")
+    length.add_argument("--epochs", type=number(int, 1), help=f"passes over the windows: {EPOCHS} (sec. 3), "
+                        f"and if this is not named at least {STEPS} steps (ours)")
     length.add_argument("--steps", type=number(int, 1), help="generator steps")
     method = parser.add_argument_group("method (kept by --resume)")
     method.add_argument("--recipe", choices=("ours", "paper"), help="which of the defaults below: ours")
@@ -645,9 +657,9 @@ def options_parser():
     running = parser.add_argument_group("running")
     running.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
     running.add_argument("--threads", type=number(int, 1), help="of the CPU: as many as torch finds")
-    running.add_argument("--no-cuda-graph", dest="cuda_graph", action="store_false", help="start kernels one by one")
-    running.add_argument("--report-every", type=number(int, 1), default=500, help="steps: distances, motion.pt: 500")
-    running.add_argument("--save-every", type=number(int, 1), default=500, help="steps; and every minute: 500")
+    running.add_argument("--no-cuda-graph", dest="cuda_graph", action="store_false", help="kernel by kernel")
+    running.add_argument("--report-every", type=number(int, 1), default=500, help="steps: 500")
+    running.add_argument("--save-every", type=number(int, 1), default=500, help="steps, and minutes: 500")
     return parser
 
 
@@ -658,8 +670,8 @@ def settle(args, state=None):
     for name, value in (state["options"] if state else defaults).items():
         given = getattr(args, name, None)
         if state and name in defaults and given not in (None, value):
-            raise InputError(f"this training was begun with --{name.replace('_', '-')} {value}, not {given}; leave the "
-                             f"option out to resume, or leave out --resume to start anew.")
+            raise InputError(f"this training was begun with --{name.replace('_', '-')} {value}, not {given}; "
+                             f"leave the option out to resume, or leave out --resume to start anew.")
         if name in defaults and given is None:
             setattr(args, name, value)
     if state and args.epochs is args.steps is None:
@@ -669,16 +681,16 @@ def settle(args, state=None):
 def check_options(args, world=1):
     """Raise InputError for what no parser of a single option can see."""
     if 0 < args.horizon < 2 * args.window - 1:
-        raise InputError(f"--horizon {args.horizon} has no room for a second window of {args.window}; give 0 or at "
-                         f"least {2 * args.window - 1}.")
+        raise InputError(f"--horizon {args.horizon} has no room for a second window of {args.window}; "
+                         f"give 0 or at least {2 * args.window - 1}.")
     unit = world * (2 if later_windows(args) else 1)                # a share for each critic of each process
     if args.batch < 2 * unit or world > 1 and args.batch % unit:
-        raise InputError(f"--batch {args.batch} cannot be shared out: give at least {2 * unit}, for BatchNorm's sake" + (
-            f", and a multiple of {unit} for {world} processes." if world > 1 else "."))
+        more = f", and a multiple of {unit} for {world} processes." if world > 1 else "."
+        raise InputError(f"--batch {args.batch} cannot be shared out: give at least {2 * unit}{more}")
 
 
 def length(args, per_epoch):
-    """Generator steps of a training. An epoch: the critics see as many real windows as there are (open; ours)."""
+    """Generator steps of a training. In an epoch, critics see as many real windows as there are (ours)."""
     if args.epochs or args.steps:
         return args.steps or args.epochs * per_epoch
     return EPOCHS * per_epoch if args.recipe == "paper" else max(EPOCHS * per_epoch, STEPS)
@@ -692,13 +704,13 @@ def main(args):
     # Check what can be checked before the long work
     output, state_path = Path(args.output), beside(Path(args.output), ".state.pt")
     if output.is_dir() or not output.parent.is_dir() or not os.access(output.parent, os.W_OK):
-        raise InputError(f"{output} cannot be written; choose a file in an existing, writable folder with -o.")
+        raise InputError(f"{output} cannot be written; choose a file in a writable folder with -o.")
     if args.threads:
         torch.set_num_threads(args.threads)
     world, rank = join_processes(args)
     device = models.pick_device(args.device)
     if device.type == "cuda":
-        torch.cuda.set_device(device)                               # streams and graphs are of the current one
+        torch.cuda.set_device(device)                               # streams and graphs are on it
     log = sys.stderr if rank == 0 else open(os.devnull, "w")        # one process speaks and writes for all
 
     # Data and options; all codes stay on the device as one tensor
@@ -707,8 +719,9 @@ def main(args):
     codes, meta = load_training_set(args.latents, args.window, log)
     digest = hashlib.sha256(codes.tobytes() + repr(meta["clips"]).encode()).hexdigest()
     if state and state["digest"] != digest:
-        raise InputError(f"{state_path} was trained on other codes than {', '.join(map(str, args.latents))}; name those, "
-                         f"or leave out --resume to start anew.")
+        names = ", ".join(map(str, args.latents))
+        raise InputError(f"{state_path} was trained on other codes than {names}; name those, or leave out "
+                         f"--resume to start anew.")
     check_options(args, world)
     (N, L, D), T, late = codes.shape, args.window, later_windows(args)
     pca = fit_pca(codes)
@@ -730,7 +743,8 @@ def main(args):
             groups = optimiser.state_dict()["param_groups"]
             optimiser.load_state_dict({"state": state["adam"][name], "param_groups": groups})
         nets.load_state_dict({**state["nets"], "pool": nets.pool})
-        pool, step, since, seconds, rows = (state[name] for name in ("pool", "step", "since", "seconds", "rows"))
+        pool, step, since = state["pool"], state["step"], state["since"]
+        seconds, rows = state["seconds"], state["rows"]
         rng.set_state(state["rng"])
         totals.copy_(state["totals"])
     elif args.resume:
@@ -745,10 +759,10 @@ def main(args):
     # Saving: a model for sample.py; the state for --resume
     def save_model(path):
         weights = {name: value.cpu() for name, value in nets.ema.state_dict().items()}
-        sizes = {"L": L, "D": D, "noise": NOISE, "width": nets.G.width}
-        write_atomically(path, lambda part: torch.save({
-            "generator": weights, "sizes": sizes, "model": meta["model"], "fps": meta["fps"], "pca": pca, "window": T,
-            "options": vars(args), "step": step, "version": VERSION["model"]}, part))
+        facts = {"sizes": {"L": L, "D": D, "noise": NOISE, "width": nets.G.width}, "model": meta["model"],
+                 "fps": meta["fps"], "pca": pca, "window": T, "options": vars(args), "step": step}
+        write_atomically(path, lambda part: torch.save(
+            {"generator": weights, **facts, "version": VERSION["model"]}, part))
 
     def save_state():
         pool = torch.zeros(late, 4, NOISE, device=device)
@@ -759,10 +773,11 @@ def main(args):
             average([logged])
         if rank == 0:
             moments = {name: optimiser.state_dict()["state"] for name, optimiser in adam.items()}
-            write_atomically(state_path, lambda part: torch.save({
-                "nets": nets.state_dict(), "adam": moments, "pool": pool, "rng": rng.get_state(), "step": step,
-                "since": since, "totals": logged, "seconds": seconds + time.perf_counter() - began, "rows": rows,
-                "options": vars(args), "digest": digest, "version": VERSION["state"]}, part))
+            whole = {"nets": nets.state_dict(), "adam": moments, "pool": pool, "rng": rng.get_state(),
+                     "step": step, "since": since, "totals": logged, "rows": rows, "options": vars(args),
+                     "seconds": seconds + time.perf_counter() - began, "digest": digest}
+            whole["version"] = VERSION["state"]
+            write_atomically(state_path, lambda part: torch.save(whole, part))
 
     def check():
         # A critic of slope 1 cannot put more between two windows than their distance, about (2 T L D)^(1/2)
@@ -796,10 +811,10 @@ def main(args):
         advance = graph_of(advance, draws(), nets, adam)
         rng.set_state(before)
 
-    print(f"{N} frames, {len(starts)} windows of {T}, codes {L} x {D}, {per_epoch} steps per epoch, {steps} steps on "
-          f"{device}{f' x {world}' if world > 1 else ''}; a perfect model would be at "
-          f"{100 * references['floor'] / references['frozen']:.1f} %, the two halves of these data are "
-          f"{100 * references['halves'] / references['frozen']:.0f} % apart", file=log)
+    floor, halves = (100 * references[name] / references["frozen"] for name in ("floor", "halves"))
+    print(f"{N} frames, {len(starts)} windows of {T}, codes {L} x {D}, {per_epoch} steps per epoch, {steps} "
+          f"steps on {device}{f' x {world}' if world > 1 else ''}; a perfect model has {floor:.1f} %, "
+          f"the two halves of these data are {halves:.0f} % apart", file=log)
     resumed, began = step, time.perf_counter()
     saved_at, stopping = began, False
     bar = tqdm(total=steps, initial=step, unit="step", mininterval=1.0, file=log)
@@ -832,24 +847,25 @@ def main(args):
             if rank == 0:
                 own = torch.Generator().manual_seed(args.seed + 1)
                 reestimate_batchnorm(nets.ema, args, own)
-                short = sample_coordinates(nets.ema, SHORT, T, pca, own)                       # (2048, T, 32)
-                long = sample_coordinates(nets.ema, LONG[0], max(LONG[1], 4 * T), pca, own)    # (128, 400, 32)
+                short = sample_coordinates(nets.ema, SHORT, T, pca, own)                    # (2048, T, 32)
+                long = sample_coordinates(nets.ema, LONG[0], max(LONG[1], 4 * T), pca, own) # (128, 400, 32)
                 memory = torch.cuda.max_memory_allocated() / 2 ** 20 if device.type == "cuda" else math.nan
                 r = {"step": step, "epoch": round(step / per_epoch, 2),
                      **dict(zip(columns, (totals / (step - since)).tolist())),
                      **code_distances(references, short, long),
                      **{name: references[name] for name in ("floor", "halves", "frozen", "still")},
-                     "seconds": round(seconds, 1), "lr": args.lr * decay,
-                     "steps_per_second": round((step - max(since, resumed)) / took, 3), "memory_mb": memory}
+                     "seconds": round(seconds, 1), "lr": args.lr * decay, "memory_mb": memory,
+                     "steps_per_second": round((step - max(since, resumed)) / took, 3)}
                 rows.append(r)
-                lines = [",".join(map(str, row)) for row in (r, *(row.values() for row in rows))]
-                write_atomically(beside(output, ".csv"), lambda part: part.write_text("\n".join(lines) + "\n"))
+                write_csv(beside(output, ".csv"), rows)
+                save_model(output)
                 sums = [row["short_percent"] + row["long_percent"] for row in rows]
-                for path in [output] + [beside(output, ENDINGS[0])] * (sums[-1] == min(sums)):
-                    save_model(path)
-                tqdm.write(f"step {step:6d}  W {r['wasserstein']:8.3f}  gp {r['gp']:7.4f}  G {r['generator']:8.3f}  "
-                           f"phi {math.degrees(r['phi']):4.1f} deg  short {r['short_percent']:6.2f} %  long "
-                           f"{r['long_percent']:6.2f} %  frames {r['frame_short_percent']:.2f} "
+                if sums[-1] == min(sums):                           # distances rise and fall between reports
+                    save_model(beside(output, ".best.pt"))
+                tqdm.write(f"step {step:6d}  W {r['wasserstein']:8.3f}  gp {r['gp']:7.4f}  "
+                           f"G {r['generator']:8.3f}  phi {math.degrees(r['phi']):4.1f} deg  "
+                           f"short {r['short_percent']:6.2f} %  "
+                           f"long {r['long_percent']:6.2f} %  frames {r['frame_short_percent']:.2f} "
                            f"{r['frame_long_percent']:.2f} %  jitter {r['jitter_long']:5.2f}  "
                            f"{r['steps_per_second']:6.2f} steps/s", file=log)
             totals.zero_()
@@ -863,7 +879,8 @@ def main(args):
     bar.close()
     if step < steps:
         raise KeyboardInterrupt(f"stopped at step {step} of {steps} and saved; go on with --resume.")
-    print(f"wrote {output} (step {step}) and beside it {', '.join(beside(output, e).name for e in ENDINGS)}", file=log)
+    others = ", ".join(beside(output, ending).name for ending in (".best.pt", ".state.pt", ".csv"))
+    print(f"wrote {output} (step {step}) and beside it {others}", file=log)
 
 
 if __name__ == "__main__":
