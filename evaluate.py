@@ -139,8 +139,7 @@ def code_values(real, windows):
 
 
 def free_rows(real, seed):
-    """Rows that cost nothing, of the real windows themselves: yields (name, what they are compared with,
-    windows)."""
+    """Rows that cost nothing, of the real windows: yields (name, what they are compared with, windows)."""
     windows, frames = real["windows"], real["frames"]
     half = len(windows) // 2
     first = {**real, "windows": windows[:half], "frames": frames[:len(frames) // 2]}
@@ -184,8 +183,7 @@ def loop_values(trajectories, usual):
 # ------------------------------------------------------------------------------------------------------------
 
 class Detector:
-    """A network whose features FID or FVD compares. kind: "inception" or "i3d"; file: TorchScript, or
-    "fetch".
+    """A network whose features FID ("inception") or FVD ("i3d") compares. file: TorchScript, or "fetch".
 
     TorchScript is code, but of a small language that runs in an interpreter of its own: of a fetched file the
     sha256 is checked, of a given one it is put on record.
@@ -229,8 +227,7 @@ class Detector:
 
 
 def block_features(key, detector, source, items):
-    """Features (n, d) of items; cached by key. source(k, wanted): frames (n, H, W, 3) of video k, wanted
-    sorted."""
+    """Features (n, d) of items; cached by key. source(k, wanted): those frames of video k, (n, H, W, 3)."""
     found = []
     for k, group in itertools.groupby(items, key=lambda item: item[0]):
         numbers = [f for _, f in group]
@@ -258,8 +255,7 @@ def set_items(videos, per, e):
 
 
 def video_items(e):
-    """{kind: items} of the training video: frames, and clips that lie inside one shot, drawn from all there
-    are."""
+    """{kind: items} of the training video, drawn from all frames, and from all clips inside one shot."""
     starts = train.window_starts(e.shots, e.window).tolist()
     starts = [starts[j] for j in drawn(e.seed, len(starts), e.counts["fvd_clips"])]
     return {"inception": [(0, [f]) for f in drawn(e.seed, len(e.codes), e.counts["fid_frames"])],
@@ -314,8 +310,7 @@ def source_crops(e, wanted):
 
 
 def judged(frames):
-    """Frames (T, H, W, 3), or an iterable of them, as dlib gets them: the shorter side at most
-    JUDGED_SIDE."""
+    """Frames (H, W, 3) as dlib gets them, (T, h, w, 3): the shorter side at most JUDGED_SIDE."""
     def small(frame):
         k = JUDGED_SIDE / min(frame.shape[:2])
         return cv2.resize(frame, None, fx=k, fy=k, interpolation=cv2.INTER_AREA) if k < 1 else frame
@@ -364,8 +359,7 @@ class Samples:
 
 
 def sampled_motion(key, G, window, pca, seed):
-    """Windows {"short", "long"} of (2048, T, 32) each, and the halves of trajectories that are searched for
-    loops."""
+    """Windows {"short", "long"}, (2048, T, 32) each, and the second halves of trajectories, (750, 32)."""
     rng = torch.Generator().manual_seed(seed)
     short = train.sample_coordinates(G, train.SHORT, window, pca, rng)
     long = train.sample_coordinates(G, train.LONG[0], max(train.LONG[1], 4 * window), pca, rng)
@@ -547,8 +541,7 @@ def face_values(pairs, fps):
 
 
 def video_clips(shots, T, n):
-    """Up to n stretches of T frames inside shots, side by side, evenly chosen; or the longest shot: [(start,
-    end)]"""
+    """Up to n stretches (start, end) of T frames inside shots, evenly chosen; or else the longest shot."""
     pieces = [(s, s + T) for start, end in shots for s in range(start, end - T + 1, T)]
     if not pieces:
         return [max(shots, key=lambda shot: shot[1] - shot[0])]
@@ -569,8 +562,7 @@ def video_looks(e):
 
 
 def video_faces(clips, fps):
-    """{row: values} of the training video's clips, beside themselves in other orders and the other half of
-    each."""
+    """{row: values} of the training video's clips, beside themselves in other orders and their other half."""
     def part(clip, order):
         return {name: clip[name][order] for name in ("points", "descriptors")}
 
@@ -594,8 +586,7 @@ def video_faces(clips, fps):
 # ------------------------------------------------------------------------------------------------------------
 
 def source_files(latents_path, named):
-    """Files of the training video, as latents.json names them: in this folder, beside it, or in the
-    project's."""
+    """Files of the training video, named in latents.json: in this folder, beside it, or in the project's."""
     named = [named] if isinstance(named, str) else named or []
     folders = Path(), Path(latents_path).parent, Path(__file__).parent
     places = [next((folder / name for folder in folders if (folder / name).exists()), None) for name in named]
@@ -674,11 +665,8 @@ def record(e, args):
     code = [sys.modules[main.__module__], embed, train, sample, transfer, models]
     common = {
         **e.counts, "full": args.full, "seed": e.seed, "window": e.window, "fps": e.fps,
-        "codes": [train.SHORT, *train.LONG, train.PER_LONG, train.SPACE],
-        "loops": [LOOP_SAMPLES, LOOP_FRAMES],
-        "device": str(e.device),
-        "image_model": [e.model.name, e.model.sha256], "latents": sha256_of(args.latents),
-        "frames": digest(e.rows),
+        "device": str(e.device), "image_model": [e.model.name, e.model.sha256],
+        "latents": sha256_of(args.latents), "frames": digest(e.rows),
         "source": e.places and [content_hash(place) for place in e.places],
         "code": {Path(module.__file__).name: sha256_of(module.__file__) for module in code},
         "versions": {"python": platform.python_version(), "torch": str(torch.__version__),
@@ -852,8 +840,7 @@ def video(clips, fps):
 
 
 def illustrations(e, methods):
-    """Plots [URI] and videos [(caption, URI)] of the training video, the first motion model, the first
-    folder."""
+    """Plots [URI] and videos [(caption, URI)] of the training video, a motion model, another method."""
     start, end = e.shot
     slow = e.device.type == "cpu" and e.model.size > 256                    # 1024 px take a core a second
     T = min(round((1 if slow else PAGE_SECONDS) * e.fps), end - start)
@@ -892,9 +879,13 @@ def main(args):
     settings = record(e, args)
 
     # What is finished is kept; each thread renders pictures of its own
-    e.memory = joblib.Memory(cache_folder() / "evaluate", verbose=0)
-    e.memory.reduce_size(age_limit=KEEP)
-    e.pool = ThreadPoolExecutor(torch.get_num_threads())
+    try:
+        e.memory = joblib.Memory(cache_folder() / "evaluate", verbose=0)
+        e.memory.reduce_size(age_limit=KEEP)
+    except OSError as error:
+        raise InputError(f"{cache_folder()} cannot be written ({error.strerror}); name another folder in "
+                         f"STYLEVIDEOGAN_CACHE.") from None
+    e.pool = ThreadPoolExecutor(torch.get_num_threads() if e.device.type == "cpu" else 1)
     torch.set_num_threads(1)
     torch.backends.cudnn.allow_tf32 = False                             # CUDA would round what detectors see
 
