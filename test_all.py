@@ -2577,7 +2577,9 @@ def test_actors_grids_and_formats(toy, tmp_path, lossless, capsys):
     np.save(tmp_path / "f64.npy", w[:1].astype(float))                          # (1, T, L, D), float64
     np.save(tmp_path / "column.npy", w[0][:, None])                             # (T, 1, L, D)
     np.savez(tmp_path / "w.npz", w=w[0])
-    for name in ("f64.npy", "column.npy", "w.npz"):
+    np.save(tmp_path / "fortran.npy", np.asfortranarray(w[0]))
+    torch.save(torch.from_numpy(w[0]), tmp_path / "w.pt")
+    for name in ("f64.npy", "column.npy", "w.npz", "fortran.npy", "w.pt"):
         assert np.array_equal(video(name, actor=["none"]), solo), name
     assert "is one trajectory of 6 frames" in capsys.readouterr().err
 
@@ -2734,16 +2736,16 @@ def test_transfer_refusals(toy, tmp_path):
     data = (tmp_path / "good.npy").read_bytes()
     for name, content in (("cut.npy", data[:-5000]), ("head.npy", data[:40]), ("empty.npy", b"")):
         (tmp_path / name).write_bytes(content)
-    for name, codes in (("int.npy", good.astype(int)), ("flat.npy", good.reshape(40, -1)),
-                        ("none.npy", good[:0]), ("fortran.npy", np.asfortranarray(good)),
+    for name, codes in (("flat.npy", good.reshape(40, -1)),
+                        ("none.npy", good[:0]), ("text.npy", np.array(["a", "b"])),
                         ("size.npy", np.zeros((4, 18, 512), np.float32)),
                         ("nan.npy", np.where(np.arange(40)[:, None, None] == 37, np.nan, good))):
         np.save(tmp_path / name, codes)
     before = sorted(os.listdir(tmp_path))
     for options, words in (
             ({"trajectory": "head.npy"}, "head.npy .*damaged"), ({"trajectory": "empty.npy"}, "is empty"),
-            ({"trajectory": "int.npy"}, "int64"), ({"trajectory": "flat.npy"}, r"\(40, 128\)"),
-            ({"trajectory": "fortran.npy"}, "Fortran"), ({"trajectory": "none.npy"}, r"\(0, 8, 16\)"),
+            ({"trajectory": "text.npy"}, "text.npy holds <U1"), ({"trajectory": "flat.npy"}, r"\(40, 128\)"),
+            ({"trajectory": "none.npy"}, r"\(0, 8, 16\)"),
             ({"trajectory": "size.npy"}, "size.npy has codes of 18 x 512"),
             ({"trajectory": "nan.npy"}, "nan.npy has NaN or infinite values in frame 37"),
             ({"trajectory": "absent.npy"}, "absent.npy cannot be read"),

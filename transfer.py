@@ -50,10 +50,11 @@ RATE = 48000  # samples per second of written sound; ours: what players of video
 # ------------------------------------------------------------------------------------------------------------
 
 def open_trajectory(path, seekable=False):
-    """Trajectory -> binary file behind its .npy header, shape (N, T, L, D), dtype. Raises InputError.
+    """Trajectory -> binary file that stands at its first code, shape (N, T, L, D), dtype. Raises InputError.
 
-    path: None is standard input. A .npy is read as a stream; what else train.load_latents takes (.npz, .pt)
-    goes through a temporary .npy, and so does a pipe that has to be seekable: that of several trajectories.
+    path: None is standard input. A .npy of floats is read as a stream; what else train.load_latents takes
+    (.npz, .pt, Fortran order) goes into a temporary file, as does a pipe that is read out of order: one of
+    several trajectories, or a seekable one.
     """
     name = path or "standard input"
     try:
@@ -64,27 +65,31 @@ def open_trajectory(path, seekable=False):
                          f"embed.py.") from None
     if not magic:
         raise InputError(f"{name} is empty; pipe in what sample.py makes, or name a trajectory (.npy).")
-    if path is not None and magic != b"\x93NUMPY":
+
+    plain = path is None or magic == b"\x93NUMPY"
+    if plain:
+        try:
+            first = np.lib.format.read_magic(file) == (1, 0)
+            read = np.lib.format.read_array_header_1_0 if first else np.lib.format.read_array_header_2_0
+            shape, fortran, dtype = read(file)
+        except Exception:  # numpy parses the head as Python literals, with half a dozen ways to fail
+            raise InputError(f"{name} is not a .npy file, or its head is damaged; give a trajectory of "
+                             f"sample.py or embed.py.") from None
+        plain = dtype.kind == "f" and not fortran
+    if not plain and path is not None:
         file.close()
-        file = tempfile.TemporaryFile()
-        np.save(file, load_latents(path)[0])
+        codes = load_latents(path)[0]
+        file, shape, dtype, plain = tempfile.TemporaryFile(), codes.shape, codes.dtype, True
+        file.write(codes.tobytes())
         file.seek(0)
 
-    try:
-        first = np.lib.format.read_magic(file) == (1, 0)
-        read = np.lib.format.read_array_header_1_0 if first else np.lib.format.read_array_header_2_0
-        shape, fortran, dtype = read(file)
-    except Exception:  # numpy parses the head as Python literals, with half a dozen ways to fail
-        raise InputError(f"{name} is not a .npy file, or its head is damaged; give a trajectory of sample.py "
-                         f"or embed.py.") from None
-    if dtype.kind != "f" or fortran or len(shape) not in (3, 4) or 0 in shape:
-        raise InputError(f"{name} holds {dtype} of shape {shape}{' in Fortran order' * fortran}, not float "
-                         f"codes (T, L, D) or (N, T, L, D); give a trajectory of sample.py or embed.py.")
-    if len(shape) == 4 and shape[1] == 1 < shape[0]:                        # codes of single frames, stacked
+    if not plain or len(shape) not in (3, 4) or 0 in shape:
+        raise InputError(f"{name} holds {dtype} of shape {shape}, not float codes (T, L, D) or (N, T, L, D); "
+                         f"give a trajectory of sample.py or embed.py.")
+    if len(shape) == 4 and shape[1] == 1 < shape[0]:                            # codes of frames, stacked
         print(f"transfer.py: {name}, {shape}, is one trajectory of {shape[0]} frames.", file=sys.stderr)
         shape = shape[:1] + shape[2:]
     shape = (1, *shape)[-4:]
-
     if (shape[0] > 1 or seekable) and not file.seekable():
         pipe, file = file, tempfile.TemporaryFile()
         shutil.copyfileobj(pipe, file)
@@ -573,39 +578,30 @@ def fraction(text):
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0],
                                      formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    files = parser.add_argument_group("files")
-    files.add_argument("trajectory", nargs="?", metavar="TRAJECTORY",
-                       help="codes, .npy (or .npz, .pt); - or none is standard input")
-    files.add_argument("--motion", metavar="FILE",
-                       help="of train.py; when not given ./motion.pt, or else the one in assets/")
-    files.add_argument("-o", "--output", default="video.mp4", metavar="FILE", help=".mp4, .mov or .mkv")
-    files.add_argument("--fps", type=fraction,
-                       help="frames per second, also as 30000/1001; else the embedded or training video's")
-    files.add_argument("--audio", default="source", metavar="source|none|FILE",
-                       help="of an embedded clip its source's, cut to the same frames, or none, or a file's")
-    actors = parser.add_argument_group("actors")
-    actors.add_argument("--seed", nargs="+", metavar="SEED",
-                        help=f"random actors, also ranges as 0-8; {SEED} when no actor is named")
-    actors.add_argument("--truncation", type=float, default=1.0, help="of random actors: 1 none, 0 the mean")
-    actors.add_argument("--actor", action="append", metavar="PHOTO",
-                        help="actor from a photo, or none: the training actor; may be repeated")
-    actors.add_argument("--face", type=int, metavar="N", help="which face of the photo, 1 for the largest")
-    motion = parser.add_argument_group("motion", "by default the offset trick (sec. 3); of an embedded clip, "
-                                       "beside which lies its .json, what changes since its first frame")
-    mode = motion.add_mutually_exclusive_group()
+    add = parser.add_argument
+    add("trajectory", nargs="?", metavar="TRAJECTORY", help=".npy, .npz or .pt; - or none: standard input")
+    add("--motion", metavar="FILE", help="of train.py; when not given ./motion.pt, or that in assets/")
+    add("-o", "--output", default="video.mp4", metavar="FILE", help=".mp4, .mov or .mkv")
+    add("--fps", type=fraction, help="also as 30000/1001; else that of the embedded or training video")
+    add("--audio", default="source", metavar="source|none|FILE",
+        help="of an embedded clip its source's sound, cut to the same frames, or none, or a file's")
+    add("--seed", nargs="+", help=f"random actors, also ranges as 0-8; {SEED} when no actor is named")
+    add("--truncation", type=float, default=1.0, help="of random actors: 1 none, 0 the mean")
+    add("--actor", action="append", metavar="PHOTO", help="a photo, or none: the training actor; repeatable")
+    add("--face", type=int, metavar="N", help="which face of the photo, 1 for the largest")
+    mode = parser.add_mutually_exclusive_group()
     mode.add_argument("--offset", dest="mode", action="store_const", const="offset",
-                      help="the offset trick, for an embedded clip of the training actor, too")
+                      help="the offset trick (sec. 3) for an embedded clip, too: it is of the training actor")
     mode.add_argument("--naive", dest="mode", action="store_const", const="naive",
                       help="start at the new actor's code as it is (Fig. 4, bottom left)")
     mode.add_argument("--reference-frame", type=int, metavar="K",
-                      help="what changes since frame K, whose pose and expression are the photo's")
-    image = parser.add_argument_group("image model")
-    image.add_argument("--model", help="name or path; when not given the one that the motion model names")
-    image.add_argument("--encoder", metavar="FILE", help="checkpoint of an encoder, for a model without one")
-    image.add_argument("--generator", metavar="FILE",
-                       help="checkpoint that renders the codes: the same network, fine-tuned or stylised")
-    image.add_argument("--precision", choices=("fp32", "fp16"), default="fp32", help="fp16: for CUDA")
-    image.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
+                      help="what changes since frame K, whose pose and expression are the photo's; of an "
+                           "embedded clip 0 when not given")
+    add("--model", help="name or path of the image model; else the one that the motion model names")
+    add("--encoder", metavar="FILE", help="checkpoint of an encoder, for a model without one")
+    add("--generator", metavar="FILE", help="renders the codes: the same network, fine-tuned or stylised")
+    add("--precision", choices=("fp32", "fp16"), default="fp32", help="of the feature maps; fp16: for CUDA")
+    add("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
     for number in (signal.SIGINT, signal.SIGTERM):  # a scheduler's kill is as good as Ctrl-C
         signal.signal(number, signal.default_int_handler)
     try:

@@ -1,11 +1,11 @@
 """Numbers of the upstream networks to compare ours with, and the pseudo-weights that they were computed from.
 
     encoder = fill(models.GradualStyleEncoder(), "encoder.")
-    golden_error("psp codes", codes[1, ::3, ::128])       # max |ours - upstream's| / std(upstream's), below 1e-4
+    golden_error("psp codes", codes[1, ::3, ::128])   # max |ours - upstream's| / std(upstream's), below 1e-4
 
-Every tensor is drawn from numpy's frozen RandomState(crc32(name)) and scaled by a rule that its name picks. The
-upstream networks (pixel2style2pixel @ 5cfff385, stylegan2-pytorch @ bef283a1) were filled in the same way, on a
-CPU in fp32.
+Every tensor is drawn from numpy's frozen RandomState(crc32(name)) and scaled by a rule that its name picks.
+The upstream networks (pixel2style2pixel @ 5cfff385, stylegan2-pytorch @ bef283a1) were filled in the same way,
+on a CPU in fp32.
 """
 
 import math
@@ -60,7 +60,7 @@ def sine_images(seed, n, size):
     for picture in out:
         for c in range(3):
             ranges = (-4, 4), (-4, 4), (0, 2 * np.pi), (0.3, 1)
-            waves = np.transpose([rng.uniform(a, b, 6) for a, b in ranges])     # (6, 4): fy, fx, phase, height
+            waves = np.transpose([rng.uniform(a, b, 6) for a, b in ranges])    # (6, 4): fy, fx, phase, height
             wave = sum(h * np.sin(2 * np.pi * (u * y + v * x) + p) for u, v, p, h in waves)
             picture[c] = 0.95 * wave / np.abs(wave).max()
     return torch.from_numpy(out).float()
