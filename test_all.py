@@ -1,7 +1,10 @@
-"""Tests of everything, on a CPU, with nothing downloaded:  python -m pytest -q -n 2 --dist worksteal test_all.py
+"""Tests of everything, on a CPU, with nothing downloaded.
 
-Three kinds: answers known on paper, equality with the upstream networks on the same weights, and every script through its
-real command line on real H.264, real faces for dlib and the real pipe. Two at a time, each on one core.
+    python -m pytest -q -n 2 --dist worksteal test_all.py           # two at a time, each on one core
+    python -m pytest -q test_all.py -k transfer                     # some of them
+
+Three kinds: answers known on paper, equality with the upstream networks on the same weights, and every script
+through its real command line on real H.264, real faces for dlib and the real pipe.
 """
 
 import argparse
@@ -30,7 +33,7 @@ from fractions import Fraction
 from pathlib import Path
 
 if "PYTEST_XDIST_WORKER" in os.environ:
-    os.environ.setdefault("OMP_NUM_THREADS", "1")                               # before torch is imported, here and in the scripts
+    os.environ.setdefault("OMP_NUM_THREADS", "1")          # before torch is imported, here and in the scripts
 
 import av
 import cv2
@@ -56,12 +59,12 @@ ROOT = Path(__file__).resolve().parent
 
 def run(script, *args, stdin=None, cwd=None, timeout=300):
     """A script through its command line -> CompletedProcess with bytes."""
-    return subprocess.run([sys.executable, str(ROOT / script), *map(str, args)], input=stdin, capture_output=True, cwd=cwd,
-                          timeout=timeout)
+    return subprocess.run([sys.executable, str(ROOT / script), *map(str, args)], input=stdin, cwd=cwd,
+                          capture_output=True, timeout=timeout)
 
 
 def assert_refused(result, *words):
-    """Exit status 2 and one sentence on stderr that has all the words; nothing on standard output, no traceback."""
+    """Status 2, one sentence on stderr that has all the words, nothing on standard output, no traceback."""
     text = result.stderr.decode()
     assert result.returncode == 2, text
     assert "Traceback" not in text and result.stdout == b""
@@ -70,9 +73,9 @@ def assert_refused(result, *words):
         assert str(word) in last, last
 
 
-# ------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------------
 # models.py
-# ------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------------
 
 def area(images, side):
     """Block means: (B, 3, size, size) -> (B, 3, side, side)."""
@@ -140,7 +143,7 @@ def test_load_image_model_reads_sizes_from_the_weights(tmp_path):
     with pytest.raises(InputError, match="no encoder"):
         alone.encode(images)
     paired = models.load_image_model(tmp_path / "bare.pt", encoder=tmp_path / "any.bin")
-    assert torch.equal(paired.encode(images), encoder(images) + 1)              # + the average it was trained with
+    assert torch.equal(paired.encode(images), encoder(images) + 1)         # + the average it was trained with
 
 
 def test_e4e_differs_from_psp_by_its_options_alone(tmp_path):
@@ -470,7 +473,7 @@ def test_the_start_of_the_cells_lets_the_noise_through():
     torch.manual_seed(0)
     own, ours = models.MotionGenerator(4, 8).train(), models.MotionGenerator(4, 8).train()
     ours.init_recurrence()
-    i, s = torch.randn(1, 32).expand(256, 32), torch.randn(256, 100, 32)        # what varies comes from s alone
+    i, s = torch.randn(1, 32).expand(256, 32), torch.randn(256, 100, 32)      # what varies comes from s alone
     moved = [torch.cat([G.motion(i + 1e-3 * torch.randn_like(i), s[:, :t])[:, -1] for t in (24, 100)]) for G in (own, ours)]
     assert moved[0][:256].std(0).mean() < 0.06 and moved[0][256:].std(0).mean() < 0.06
     assert moved[1][:256].std(0).mean() > 0.3 and moved[1][256:].std(0).mean() > 0.4
@@ -508,7 +511,7 @@ def test_gradient_penalty_of_a_linear_critic():
     class Linear(nn.Module):
         std = torch.full((2, 3), 0.5)
 
-        def forward(self, w):                                                   # gradient: 2 for each of T L D entries
+        def forward(self, w):                                          # gradient: 2 for each of T L D entries
             return 2 * w.flatten(1).sum(1)
 
     penalty = models.gradient_penalty(Linear(), torch.randn(7, 4, 2, 3), torch.randn(7, 4, 2, 3))
@@ -559,14 +562,14 @@ def test_offset_trick_keeps_the_state_and_changes_the_actor():
     delta = models.transfer_offset(w_new, mean, basis)
     inside = torch.einsum("bld,nld->bn", delta, basis)
     assert inside.abs().max() < 1e-5                                            # no motion in the offset
-    anchor = w_new - delta                                                      # w'_new lies in mean + span(basis)
+    anchor = w_new - delta                                                 # w'_new lies in mean + span(basis)
     assert torch.allclose(models.transfer_offset(anchor, mean, basis), torch.zeros(3, 5, 24), atol=1e-5)
     assert torch.allclose(models.transfer_offset(mean, mean, basis), torch.zeros(5, 24), atol=1e-6)
 
 
-# ------------------------------------------------------------------------------------------------------------------
-# What several tests need: a short drawn clip as real H.264, its codes, codes without an image model, a trained model
-# ------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------------
+# What several tests need: a short drawn clip as real H.264, its codes, codes without an image model
+# ------------------------------------------------------------------------------------------------------------
 
 @pytest.fixture(scope="session")
 def clip(tmp_path_factory):
@@ -699,9 +702,10 @@ def test_truth_of_lids_and_lips():
 def test_scene_eye_corners_are_where_dlib_finds_them():
     rng, errors, where = np.random.RandomState(4), [], {"head_x": 0.48, "head_y": 0.44, "head_roll": 0.08}
     for seed in (8, 6, 2, 11):
-        p = with_values(faces.actor(seed), yaw=rng.uniform(-0.5, 0.5), pitch=rng.uniform(-0.4, 0.4), blink=-0.5)
+        yaw, pitch = rng.uniform(-0.5, 0.5), rng.uniform(-0.4, 0.4)
+        p = with_values(faces.actor(seed), yaw=yaw, pitch=pitch, blink=-0.5)
         truth = faces.eye_corners(p, 512, **where)
-        assert np.all(np.diff(truth[:, 0]) > 0)                                 # 36, 39, 42, 45: left to right
+        assert np.all(np.diff(truth[:, 0]) > 0)                                # 36, 39, 42, 45: left to right
         points = embed.landmarks(faces.draw_scene(p, 512, **where))
         errors.append(np.linalg.norm(points[[36, 39, 42, 45]] - truth, axis=1) / (0.13 * 512))
     assert np.mean(errors) < 0.12                                               # eye distances
@@ -720,7 +724,8 @@ def test_crop_and_scene_show_the_same_head():
 
 def test_talk_is_smooth_reproducible_and_depends_on_the_seed():
     motion, place = faces.talk(1000, 25, seed=3)
-    assert motion.dtype == np.float32 and motion.shape == (1000, len(faces.MOTION)) and np.abs(motion).max() <= 1
+    assert motion.dtype == np.float32 and motion.shape == (1000, len(faces.MOTION))
+    assert np.abs(motion).max() <= 1
     assert np.array_equal(motion, faces.talk(1000, 25, seed=3)[0])
     assert not np.allclose(motion, faces.talk(1000, 25, seed=4)[0])
     column = dict(zip(faces.MOTION, motion.T.astype(float), strict=True))
@@ -733,7 +738,8 @@ def test_talk_is_smooth_reproducible_and_depends_on_the_seed():
     assert set(place) == {"head_x", "head_y", "head_scale", "head_roll"}
     assert all(np.abs(np.diff(track)).max() < 0.01 for track in place.values())
     # Twice the frame rate says the same syllables
-    slow, fast = (faces.talk(T, fps, seed=5)[0][:, faces.MOTION.index("jaw")] for T, fps in ((100, 25), (200, 50)))
+    jaw = faces.MOTION.index("jaw")
+    slow, fast = (faces.talk(T, fps, seed=5)[0][:, jaw] for T, fps in ((100, 25), (200, 50)))
     assert np.allclose(slow, fast[::2], atol=1e-5)
 
 
@@ -742,7 +748,7 @@ def test_faces_command_line(tmp_path):
         return subprocess.run([sys.executable, "-m", "pretrain.faces", *map(str, args)], cwd=ROOT,
                               capture_output=True, timeout=120)
 
-    assert_refused(draw("--clip", "x.mp4", "--seconds", "nan"), "--seconds nan is out of range; give 0.1 to 3600.")
+    assert_refused(draw("--clip", "x.mp4", "--seconds", "nan"), "--seconds nan is out of range; give 0.1 to")
     assert_refused(draw("--sheet", "no/such/x.png"), "no/such/x.png cannot be written")
     result = draw("--sheet", tmp_path / "s.png", "--clip", tmp_path / "c.mp4", "--seconds", 0.4, "--size", 64)
     assert result.returncode == 0, result.stderr
@@ -778,7 +784,8 @@ def test_image_model_of_own_footage_has_one_actor(tmp_path, clip):
         assert part["psnr"] > 5 and part["sharpness"] > 0 and set(image_model.MEASURES) < set(part)
         said = f"Held out, {name.replace('_', ' ')} (7 frames): {part['psnr']:.2f} dB"
         assert said in result.stderr.decode()
-    assert_refused(run("pretrain/image_model.py", tmp_path / "no.mp4", "-o", tmp_path / "x.pt", *TINY), "no.mp4")
+    absent = run("pretrain/image_model.py", tmp_path / "no.mp4", "-o", tmp_path / "x.pt", *TINY)
+    assert_refused(absent, "no.mp4")
 
 
 def test_own_footage_resumes_exactly_where_the_critic_trains(tmp_path, monkeypatch):
@@ -800,7 +807,7 @@ def test_own_footage_resumes_exactly_where_the_critic_trains(tmp_path, monkeypat
 
     def interrupted(*args):
         calls.append(1)
-        if len(calls) == 5:                                                     # the second step of the critic
+        if len(calls) == 5:                                                    # the second step of the critic
             signal.raise_signal(signal.SIGINT)
         return loss(*args)
 
@@ -838,8 +845,8 @@ def test_held_out_frames_are_every_tenth_and_the_last_tenth_of_each_video():
 
 def test_weights_of_the_picture_loss_follow_the_landmarks():
     points = np.full((68, 2), 64.0)
-    points[36:42] = [(36, 50), (40, 48), (44, 48), (48, 50), (44, 52), (40, 52)]        # left eye, at (42, 50)
-    points[42:48] = points[36:42] + (36, 0)                                             # right eye, at (78, 50)
+    points[36:42] = [(36, 50), (40, 48), (44, 48), (48, 50), (44, 52), (40, 52)]       # left eye, at (42, 50)
+    points[42:48] = points[36:42] + (36, 0)                                           # right eye, at (78, 50)
     points[30:36], points[48:68] = (60, 70), (60, 90)
     points[[48, 54]] += [(-12, 0), (12, 0)]
     weight = image_model.parts_map(points, 128)[0, 0]
@@ -880,9 +887,9 @@ def test_sharpness_is_the_share_of_squared_contrast():
     assert abs(image_model.sharpness(a, b, 1 - inside) - 0.25) > 0.2
 
 
-# ------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------------
 # embed.py
-# ------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------------
 
 def test_embed_crops_where_the_eyes_are(embedded):
     path, printed = embedded
@@ -903,7 +910,7 @@ def test_embed_crops_where_the_eyes_are(embedded):
         errors.append(np.linalg.norm(quad.mean(0) - wanted) / side)
         sides.append(side / (4 * 0.13 * 256 * place["head_scale"][k]))
     assert np.mean(errors) < 0.02 and np.max(errors) < 0.05, (np.mean(errors), np.max(errors))
-    assert abs(np.mean(sides) - 1) < 0.1 and np.std(sides) < 0.03               # zoom steady through the turns
+    assert abs(np.mean(sides) - 1) < 0.1 and np.std(sides) < 0.03              # zoom steady through the turns
     assert "--model ffhq" in printed and str(path) in printed
     assert cv2.imread(str(path.with_suffix(".png"))) is not None
     assert not left_over(path.parent)
@@ -911,7 +918,7 @@ def test_embed_crops_where_the_eyes_are(embedded):
 
 def test_embed_reconstructs_the_demo_face(embedded):
     meta = json.loads(embedded[0].with_suffix(".json").read_text())
-    assert meta["psnr"] > 20                                                    # README has the figure of the whole demo
+    assert meta["psnr"] > 20                                         # README has the figure of the whole demo
 
 
 def test_embed_splits_at_cuts_and_long_gaps(tmp_path):
@@ -1040,7 +1047,7 @@ def test_read_video_gives_upright_frames_colours_and_times(tmp_path):
     read = list(embed.read_video(write_video(tmp_path / "v.mp4", frames, 12.5), times=times))
     assert len(read) == 6 and np.allclose(times, np.arange(6) / 12.5)
     assert np.abs(np.stack(read)[:, 4:-4:8, 4:-4:8].astype(int) - frames[:, 4:-4:8, 4:-4:8]).mean() < 6
-    with av.open(str(tmp_path / "side.mp4"), "w") as container:                 # as a phone held upright stores it
+    with av.open(str(tmp_path / "side.mp4"), "w") as container:            # as a phone held upright stores it
         stream = container.add_stream("libx264", rate=25, options={"crf": "10"})
         stream.width, stream.height, stream.pix_fmt = 64, 96, "yuv420p"
         stream.set_display_rotation(90)
@@ -1132,7 +1139,7 @@ def test_frame_grid_keeps_constant_rates_and_resamples_others():
     assert rate == 50 and np.array_equal(grid, np.repeat(np.arange(10), 2)[:19])
     rate, grid = embed.frame_grid(np.arange(10) / 25, 12.5)
     assert rate == 12.5 and np.array_equal(grid, [0, 2, 4, 6, 8])
-    variable = np.array([0, 1, 2, 3, 6, 7, 8, 9]) / 25                          # frames 4 and 5 were dropped by the camera
+    variable = np.array([0, 1, 2, 3, 6, 7, 8, 9]) / 25             # frames 4 and 5 were dropped by the camera
     rate, grid = embed.frame_grid(variable)
     assert rate == pytest.approx(25) and np.array_equal(grid, [0, 1, 2, 3, 3, 4, 4, 5, 6, 7])
     phone = np.delete(np.arange(40), [7, 8, 20]) * 0.033                        # 30.303 by its time stamps
@@ -1147,7 +1154,7 @@ def test_sources_are_resampled_to_the_wanted_rate(tmp_path):
     assert found["resampled"] and found["fps"] == 12.5 and [f["index"] for f in found["frames"]] == [0, 2, 4, 6, 8]
     crop = list(embed.crops(path, found["frames"], 64))
     whole = list(embed.read_video(path))
-    for k, c in zip((0, 2, 4, 6, 8), crop):                                     # the middle 64 of 96 columns, unscaled
+    for k, c in zip((0, 2, 4, 6, 8), crop):                            # the middle 64 of 96 columns, unscaled
         assert np.abs(c.astype(int) - whole[k][:, 16:80]).max() <= 1
     assert not embed.survey(path, "none")["resampled"]
 
@@ -1191,14 +1198,14 @@ def test_face_measures_of_a_made_up_face():
 
 
 def test_low_pass_keeps_slow_motion_and_quiets_noise_as_theory_says():
-    assert np.allclose(embed.low_pass(np.full((7, 2), 3.0), 10), 3)             # also where the kernel is longer than x
-    assert np.allclose(embed.low_pass(np.arange(50.0), 5), np.arange(50))       # motion goes on beyond the ends
+    assert np.allclose(embed.low_pass(np.full((7, 2), 3.0), 10), 3)   # also where the kernel is longer than x
+    assert np.allclose(embed.low_pass(np.arange(50.0), 5), np.arange(50))     # motion goes on beyond the ends
     noise, t = np.random.RandomState(0).standard_normal(20000), np.arange(2000)
     # 2 g - g * g, and g * g is a Gaussian of sqrt(2) sigma: integral of its square
     power = (2 - 4 / 6 ** 0.5 + 1 / 8 ** 0.5) / np.sqrt(np.pi) / 5
     assert embed.low_pass(noise, 5).std() == pytest.approx(power ** 0.5, rel=0.03)
     for period, sigma in ((50, 5), (20, 5), (12, 3)):
-        g = np.exp(-2 * (np.pi * sigma / period) ** 2)                          # what the Gaussian alone leaves of this wave
+        g = np.exp(-2 * (np.pi * sigma / period) ** 2)           # what the Gaussian alone leaves of this wave
         wave = np.sin(2 * np.pi * t / period)
         assert np.abs(embed.low_pass(wave, sigma) - (1 - (1 - g) ** 2) * wave)[100:-100].max() < 0.01
     assert np.array_equal(embed.low_pass(noise, 0), noise)
@@ -1206,11 +1213,11 @@ def test_low_pass_keeps_slow_motion_and_quiets_noise_as_theory_says():
 
 def test_smooth_quads_follow_the_head_and_bridge_gaps():
     t = np.arange(200)
-    near, tilt = 1 + 0.1 * np.sin(2 * np.pi * t / 100), 0.1 * np.sin(2 * np.pi * t / 60)       # in 4 s, in 2.4 s
+    near, tilt = 1 + 0.1 * np.sin(2 * np.pi * t / 100), 0.1 * np.sin(2 * np.pi * t / 60)    # in 4 s, in 2.4 s
     points = np.stack([a_face(40 * s, a, (100 + 0.5 * k, 80)) for k, s, a in zip(t, near, tilt)])
     E, e = embed.eyes(points)
     truth = embed.crop_quad(E, np.arctan2(e[:, 1], e[:, 0]), np.linalg.norm(e, axis=1))
-    corners = lambda quads: np.linalg.norm(quads - truth, axis=2).mean(1) / 160 * 256           # px of a crop of 256
+    corners = lambda quads: np.linalg.norm(quads - truth, axis=2).mean(1) / 160 * 256    # px of a crop of 256
     points[50:58] = np.nan
     quads = embed.smooth_quads(points, 25)
     assert corners(quads).max() < 2.5 and np.delete(corners(quads), range(46, 62)).mean() < 0.2
@@ -1240,12 +1247,12 @@ def test_split_clips_at_cuts_long_gaps_and_leaps():
     assert clips() == [(0, 60)] and clips(gap(8)) == [(0, 60)] and clips(gap(9)) == [(0, 20), (29, 60)]
     assert clips(lambda points, cuts: cuts.__setitem__(30, True)) == [(0, 30), (30, 60)]
     assert clips(lambda points, cuts: (cuts.__setitem__(22, True), gap(4)(points, cuts))) == [(0, 20), (24, 60)]
-    assert clips(lambda points, cuts: points[40:].__iadd__(25)) == [(0, 40), (40, 60)]          # 35 px > 0.5 x 40
+    assert clips(lambda points, cuts: points[40:].__iadd__(25)) == [(0, 40), (40, 60)]      # 35 px > 0.5 x 40
     assert clips(lambda points, cuts: points[40:].__iadd__(10)) == [(0, 60)]
     # the same in seconds at other rates
     assert clips(gap(19), 60) == [(0, 60)] and clips(gap(20), 60) == [(0, 20), (40, 60)] and clips(gap(9), 60) == [(0, 60)]
     assert clips(lambda points, cuts: points[40:].__iadd__(10), 60) == [(0, 40), (40, 60)]      # 14 px > 12.5 / 60 x 40
-    assert clips(lambda points, cuts: points[40:].__iadd__(20), 15) == [(0, 60)]                # 28 px < 12.5 / 15 x 40
+    assert clips(lambda points, cuts: points[40:].__iadd__(20), 15) == [(0, 60)]      # 28 px < 12.5 / 15 x 40
     assert clips(lambda points, cuts: points[40:].__iadd__(5), 1000) == [(0, 60)]               # 7 px: the noise of landmarks
     assert clips(lambda points, cuts: points.__setitem__(slice(40, 60), a_face(70))) == [(0, 40), (40, 60)]
     assert clips(lambda points, cuts: points.__setitem__(slice(0, 60), np.nan)) == []
@@ -1297,12 +1304,12 @@ def test_half_a_face_is_none():
     """The head slides out of the picture to the left: it counts until an eye corner or much of the face is gone."""
     frame = cv2.cvtColor(faces.draw_scene(faces.actor(8), 256), cv2.COLOR_RGB2GRAY)
     points = embed.landmarks(frame)
-    gone = int(points[36, 0]) + 2                                               # px, the outer corner of the left eye among them
+    gone = int(points[36, 0]) + 2                            # px, the outer corner of the left eye among them
     assert embed.whole(points, frame) and embed.whole(points - (points[36, 0] - 3, 0), frame)
     assert not embed.whole(points - (gone, 0), frame) and not embed.whole(points + (0, 256 - points[62, 1]), frame)
     tracker = embed.FaceTracker()
     assert tracker.step(frame)[0] is not None
-    half = int(points[30, 0])                                                   # the nose at the edge: nothing to be found
+    half = int(points[30, 0])                                      # the nose at the edge: nothing to be found
     assert all(tracker.step(np.ascontiguousarray(frame[:, half:]))[0] is None for _ in range(3))
 
 
@@ -1340,7 +1347,7 @@ def test_the_crop_follows_a_moved_photograph():
                             capture_output=True, text=True, timeout=300)
     assert result.returncode == 0, result.stderr
     for line in result.stdout.splitlines()[2:]:
-        means = [float(cell.split()[-1]) for cell in line.split("/")[:-1]]      # all filters, none, ..., fixed
+        means = [float(cell.split()[-1]) for cell in line.split("/")[:-1]]     # all filters, none, ..., fixed
         assert means[0] < 0.9 and means[0] < means[1] and means[-1] > 8, line
     assert len(result.stdout.splitlines()) == 4
     assert_refused(subprocess.run([sys.executable, "-m", "pretrain.jitter", "none.jpg"], cwd=ROOT, capture_output=True), "none.jpg")
@@ -1355,7 +1362,7 @@ def test_cases_know_what_is_right():
     for wanted in cases.cases(A, Qa, B, Qb, fps):
         right = clips[wanted["name"]] = cases.expected_clips(wanted)
         index = np.concatenate([np.arange(a, b + 1) for a, b in right])
-        if "pts" in wanted["writing"]:                          # every missing frame is shown by the one before
+        if "pts" in wanted["writing"]:                        # every missing frame is shown by the one before
             times = wanted["writing"]["pts"]
             index = np.searchsorted(times, np.arange(times[-1] + 1), side="right") - 1
         rows = np.zeros(len(index), embed.FRAME)
@@ -1457,7 +1464,7 @@ def test_tracker_stays_with_its_face_through_a_gap():
     x = np.array(x)
     assert np.array_equal(np.flatnonzero(np.isnan(x)), [4, 5, *range(9, 9 + round(25 * embed.GAP) + 1)])
     assert np.all(np.abs(x[:9] - 256 * (0.4 + 0.01 * np.arange(9)))[[0, 1, 2, 3, 6, 7, 8]] < 5)
-    assert np.all(np.abs(x[-4:] - 384) < 10)                                    # the other head, once the gap is too long
+    assert np.all(np.abs(x[-4:] - 384) < 10)                        # the other head, once the gap is too long
 
 
 def test_of_two_faces_the_one_seen_longest(tmp_path):
@@ -1537,7 +1544,7 @@ def test_embed_goes_on_after_an_interruption(tmp_path, clip):
         process, done = subprocess.Popen([*command, *options], stderr=subprocess.PIPE, text=True), saved
         end = time.time() + 120
         while time.time() < end and not (state.exists() and np.fromfile(part, np.uint8)[header + (done + 8) * row:].any()):
-            time.sleep(0.02)                                                    # until more than two new batches are written
+            time.sleep(0.02)                                     # until more than two new batches are written
         process.send_signal(number)
         said = process.communicate()[1]
         assert process.returncode == 130 and "--resume" in said and not (tmp_path / "x.npy").exists(), said
@@ -1588,9 +1595,9 @@ def test_a_full_disk_is_one_sentence():
         embed.write({Path("x.npy"): open("/dev/full", "wb", buffering=0)}, Path("x.npy"), b"codes")
 
 
-# ------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------------
 # train.py
-# ------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------------
 
 SMALL = ("--window", 6, "--batch", 8, "--threads", 1)
 
@@ -1604,7 +1611,7 @@ def test_frechet_distance_of_known_gaussians():
     rng, n, d = np.random.RandomState(0), 400, 5
     x = rng.standard_normal((n, d))
     x -= x.mean(0)
-    x = x @ np.linalg.inv(np.linalg.cholesky(x.T @ x / n)).T                    # exactly zero mean, unit covariance
+    x = x @ np.linalg.inv(np.linalg.cholesky(x.T @ x / n)).T              # exactly zero mean, unit covariance
     m = np.arange(d)
     # commuting covariances: |m|^2 + sum (a - b)^2 over the standard deviations
     a, b = np.linspace(1, 3, d), np.linspace(2, 0.5, d)
@@ -1662,7 +1669,7 @@ def test_the_windows_of_a_batch_cover_the_video(places, n):
     rng = torch.Generator().manual_seed(0)
     drawn = torch.stack([train.spread(rng, places, n) for _ in range(3000)])                    # (3000, n)
     gaps = drawn.sort(1)[0].diff(dim=1)
-    assert gaps.min() == places // n and gaps.max() == -(-places // n)          # never closer or further than need be
+    assert gaps.min() == places // n and gaps.max() == -(-places // n)  # never closer or further than need be
     often = torch.bincount(drawn.flatten(), minlength=places).float()
     assert len(often) == places and often.std() / often.mean() < 1.5 * (places / (3000 * n)) ** 0.5     # all equally often
     assert drawn.diff(dim=1).sign().float().mean().abs() < 0.03                 # in any order
@@ -1675,7 +1682,7 @@ def test_the_windows_of_a_batch_cover_the_video(places, n):
 def test_a_step_equals_the_plain_way_of_doing_it(options, late):
     codes, noise, args = step_arguments(*options)
     noise["renew"], noise["before"] = noise["renew"][:, :late], noise["before"][:, :late]
-    if late == 1:                                                               # a batch of three: two first windows, one later
+    if late == 1:                                             # a batch of three: two first windows, one later
         noise = {name: value[:, :3] if name not in ("renew", "before") else value for name, value in noise.items()}
     (a, logged), (b, wanted) = (double_step(codes, noise, args, step, late) for step in (train.train_step, train.plain_step))
     assert torch.allclose(logged, wanted, rtol=1e-9) and len(a["C"]) == (2 if late else 1)
@@ -1735,7 +1742,7 @@ def test_reestimated_batchnorm_fits_the_weights():
     G = models.MotionGenerator(3, 8)
     with torch.no_grad():
         for p in G.parameters():
-            p.mul_(1.5)                                                         # weights that the statistics have not seen
+            p.mul_(1.5)                                            # weights that the statistics have not seen
     train.reestimate_batchnorm(G, 10, 256, torch.Generator().manual_seed(1))    # 4096 trajectories: their frames are alike
     i, s = torch.randn(4096, 32), torch.randn(4096, 9, 32)
     with torch.no_grad():
@@ -1961,7 +1968,7 @@ def penalty_run(*args):
 def test_experiments_on_the_penalty(codes, tmp_path):
     """Both at toy size, and once more: what is finished is kept. Without the penalty its weight is 0, the rest is equal."""
     x = np.load(codes)[:50]
-    np.save(tmp_path / "sentence.npy", np.concatenate([x, x[::-1], x]))        # there already: nothing is drawn
+    np.save(tmp_path / "sentence.npy", np.concatenate([x, x[::-1], x]))      # there already: nothing is drawn
     options = ["--models", 1, "--steps", 2, "--jobs", 2]
     result = penalty_run("looping", "-o", tmp_path, *options, "--batch", 4)
     assert result.returncode == 0, result.stderr.decode()
@@ -2024,9 +2031,9 @@ def test_killed_training_goes_on_to_the_same_end(codes, tmp_path):
         before, deadline = state.stat().st_mtime_ns if state.exists() else 0, time.time() + 120
         while process.poll() is None and (state.stat().st_mtime_ns if state.exists() else 0) == before and time.time() < deadline:
             time.sleep(0.01)
-        time.sleep(rng.uniform(0, 0.5))                             # after its first save: anywhere in steps, reports, saves
+        time.sleep(rng.uniform(0, 0.5))              # after its first save: anywhere in steps, reports, saves
         process.kill()
-        if process.wait() == 0:                                     # it had finished; once more from the start
+        if process.wait() == 0:                                    # it had finished; once more from the start
             state.unlink()
         done += 1
     if (torch.load(state, weights_only=True)["step"] if state.exists() else 0) < steps:
@@ -2170,49 +2177,47 @@ def test_only_the_generator_learns_from_the_generator_step():
     assert all(p.grad is None for p in C.parameters())
 
 
-# ------------------------------------------------------------------------------------------------------------------
-# sample.py and transfer.py, with toy models and with those in assets/
-# ------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------------
+# Toy models for sample.py, transfer.py and evaluate.py: random weights, real file formats
+# ------------------------------------------------------------------------------------------------------------
 
 L, D = 8, 16  # of the 32 px toy image model
 
 
-# ------------------------------------------------------------------------------------------------------------------
-# Toy models: random weights, real file formats
-# ------------------------------------------------------------------------------------------------------------------
-
 @pytest.fixture(scope="module")
 def toy(tmp_path_factory):
-    """Folder with image.pt (with actors), own.pt (without), motion.pt of image.pt, motion_own.pt of own.pt."""
+    """Folder with image.pt (with actors), own.pt (without), and their motion.pt, motion_own.pt."""
     folder = tmp_path_factory.mktemp("toy")
     torch.manual_seed(0)
-    torch.set_num_threads(1)                                                    # toy sizes only wait for a second one
-    for name, n_mlp in (("image", 2), ("own", 0)):
-        parts = {"decoder": models.Generator(32, D=D, Z=D if n_mlp == 0 else 8, n_mlp=n_mlp, channels={4: 8, 8: 8, 16: 8, 32: 8}),
+    torch.set_num_threads(1)                                                # toy sizes only wait for a second
+    for name, n_mlp, motion in (("image", 2, "motion.pt"), ("own", 0, "motion_own.pt")):
+        channels = {4: 8, 8: 8, 16: 8, 32: 8}
+        parts = {"decoder": models.Generator(32, D=D, Z=8 if n_mlp else D, n_mlp=n_mlp, channels=channels),
                  "encoder": models.GradualStyleEncoder(L, D, 64, (1, 1, 1, 1), (8, 12, 16, 24))}
-        torch.save({"state_dict": {f"{p}.{k}": v for p, net in parts.items() for k, v in net.state_dict().items()},
-                    "latent_avg": torch.randn(L, D), "opts": {"name": name}}, folder / f"{name}.pt")
+        weights = {f"{p}.{k}": v for p, net in parts.items() for k, v in net.state_dict().items()}
+        torch.save({"state_dict": weights, "latent_avg": torch.randn(L, D), "opts": {"name": name}},
+                   folder / f"{name}.pt")
         sha256 = models.load_image_model(folder / f"{name}.pt").sha256
         generator = models.MotionGenerator(L, D)
         train.start(generator, torch.randn(L, D), torch.rand(L, D))
-        with torch.no_grad():                                                   # statistics of BatchNorm, so that it moves
+        with torch.no_grad():                                               # BatchNorm's statistics: it moves
             for norm in (m for m in generator.modules() if isinstance(m, nn.BatchNorm1d)):
-                norm.momentum = None                                            # plain average over the batches
+                norm.momentum = None                                          # plain average over the batches
             for _ in range(3):
                 generator(torch.randn(32, 32), torch.randn(32, 24, 32))
         basis = torch.linalg.qr(torch.randn(L * D, 32))[0].T.reshape(32, L, D).contiguous()
         torch.save({"generator": generator.state_dict(), "sizes": {"L": L, "D": D, "noise": 32, "width": D},
                     "model": {"name": str(folder / f"{name}.pt"), "sha256": sha256}, "fps": 25.0,
-                    "pca": {"mean": torch.randn(L, D), "basis": basis, "std": torch.ones(32)}, "options": {}, "step": 0,
-                    "window": 25, "version": 1}, folder / ("motion.pt" if name == "image" else "motion_own.pt"))
+                    "pca": {"mean": torch.randn(L, D), "basis": basis, "std": torch.ones(32)}, "options": {},
+                    "step": 0, "window": 25, "version": 1}, folder / motion)
     return folder
 
 
 def command(*words, cwd, stdin=subprocess.DEVNULL, data=None):
     """A script through its command line -> (status, stdout, stderr)."""
     where = {"input": data} if data is not None else {"stdin": stdin}
-    done = subprocess.run([sys.executable, str(ROOT / words[0]), *map(str, words[1:])], cwd=cwd, capture_output=True,
-                          timeout=120, **where)
+    done = subprocess.run([sys.executable, str(ROOT / words[0]), *map(str, words[1:])], cwd=cwd,
+                          capture_output=True, timeout=120, **where)
     return done.returncode, done.stdout, done.stderr.decode()
 
 
@@ -2230,50 +2235,53 @@ def psnr(a, b):
     return 10 * np.log10(255 ** 2 / max(np.mean((a.astype(float) - b.astype(float)) ** 2), 1e-9))
 
 
-# ------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------------
 # sample.py
-# ------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------------
 
 def test_sample_equals_the_generator_and_ignores_length_and_number(toy):
+    def draw(T, seed, **options):
+        return np.concatenate(list(sample.sample(generator, T, seed, **options)))
+
     generator, _ = sample.load_motion(toy / "motion.pt")
-    draw = lambda T, seed, **kw: np.concatenate(list(sample.sample(generator, T, seed, **kw)))
     w = draw(100, 5)
     assert w.shape == (100, L, D) and w.dtype == np.float32
-    noise = torch.Generator().manual_seed(5)                    # the paper's G in one call, from the same noise
+    noise = torch.Generator().manual_seed(5)                  # the paper's G in one call, from the same noise
     i = torch.randn(1, 32, generator=noise)
     s = torch.cat([torch.randn(1, 32, 32, generator=noise) for _ in range(4)], 1)[:, :99]
     with torch.no_grad():
         assert np.abs(generator(i, s)[0].numpy() - w).max() < 1e-4
     assert np.abs(w[0] - w[99]).max() > 0.01
-    assert np.array_equal(draw(7, 5), w[:7]) and np.array_equal(draw(1, 5), w[:1]) and np.array_equal(draw(33, 5), w[:33])
+    assert all(np.array_equal(draw(T, 5), w[:T]) for T in (1, 7, 33))
     for chunk in (1, 8, 64, 128):
         assert np.abs(draw(100, 5, chunk=chunk) - w).max() < 1e-4
     assert np.abs(draw(100, 6) - w).max() > 0.1
 
 
 def test_sample_command_line(toy, tmp_path):
-    one = tmp_path / "one.npy"
-    status, out, text = command("sample.py", "--motion", toy / "motion.pt", "--t", 40, "--seed", 3, "-o", one, cwd=tmp_path)
+    words = ("sample.py", "--motion", toy / "motion.pt", "--t", 40, "--seed", 3, "-o", "one.npy")
+    status, out, text = command(*words, cwd=tmp_path)
     assert status == 0 and out == b"" and "wrote" in text, text
-    status, piped, text = command("sample.py", "--t", 40, "--seed", 3, cwd=toy)     # ./motion.pt, standard output
-    assert status == 0 and piped == one.read_bytes() and text == ""
-    assert command("sample.py", "--t", 20000, "--n", 3, "--seed", 2, "-o", tmp_path / "three.npy", cwd=toy)[0] == 0
-    w, three = np.load(one), np.load(tmp_path / "three.npy")
+    status, piped, text = command("sample.py", "--t", 40, "--seed", 3, cwd=toy)     # ./motion.pt, to a pipe
+    assert status == 0 and piped == (tmp_path / "one.npy").read_bytes() and text == ""
+    words = ("sample.py", "--t", 20000, "--n", 3, "--seed", 2, "-o", tmp_path / "three.npy")
+    assert command(*words, cwd=toy)[0] == 0
+    w, three = np.load(tmp_path / "one.npy"), np.load(tmp_path / "three.npy", mmap_mode="r")
     assert w.shape == (40, L, D) and three.shape == (3, 20000, L, D) and w.dtype == three.dtype == np.float32
-    assert np.array_equal(three[1, :40], w)                                     # trajectory k is that of seed S + k
+    assert np.array_equal(three[1, :40], w)                               # trajectory k is that of seed S + k
     assert sorted(os.listdir(tmp_path)) == ["one.npy", "three.npy"]
 
 
 def test_sample_streams(toy):
-    """The first frames leave the pipe long before the last could have been made, and closing it ends the sampling."""
+    """The first frames leave long before the last could have been made; a closed pipe ends the sampling."""
     process = subprocess.Popen([sys.executable, str(ROOT / "sample.py"), "--t", str(10 ** 9)], cwd=toy,
                                stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     assert np.lib.format.read_magic(process.stdout) == (1, 0)
-    assert np.lib.format.read_array_header_1_0(process.stdout) == ((10 ** 9, L, D), False, np.dtype("<f4"))
+    head = np.lib.format.read_array_header_1_0(process.stdout)
+    assert head == ((10 ** 9, L, D), False, np.dtype("<f4"))
     assert np.isfinite(np.frombuffer(process.stdout.read(4 * 100 * L * D), "<f4")).all()
     process.stdout.close()
-    started = time.time()
-    assert process.wait(20) == 2 and time.time() - started < 5
+    assert process.wait(30) == 2
     said = process.stderr.read().decode()
     assert said.startswith("sample.py: standard output was closed") and said.count("\n") == 1
     process.stderr.close()
@@ -2285,30 +2293,29 @@ def test_sample_refusals(toy, tmp_path):
     for path in (tmp_path / "bad.pt", toy / "image.pt"):
         with pytest.raises(InputError, match=f"{path.name} is not a motion model"):
             sample.load_motion(path)
-    with pytest.raises(InputError, match="--device abacus"):
-        sample.pick_device("abacus")
     (tmp_path / "folder.npy").mkdir()
-
-    def refuse(words, **options):
-        options = {"motion": toy / "motion.pt", "t": 9, "n": 1, "seed": 0, "output": tmp_path / "x.npy", "device": "cpu", **options}
+    for changes, words in (({"t": 0}, "--t 0 .* at least 1 frame"), ({"device": "abacus"}, "--device abacus"),
+                           ({"seed": -1}, "--seed -1: .* whole number"),
+                           ({"output": tmp_path / "folder.npy"}, "folder.npy cannot be written"),
+                           ({"output": tmp_path / "no" / "x.npy"}, "x.npy cannot be written")):
+        options = {"motion": toy / "motion.pt", "t": 9, "n": 1, "seed": 0, "output": tmp_path / "x.npy",
+                   "device": "cpu", **changes}
         with pytest.raises(InputError, match=words):
             sample.main(argparse.Namespace(**options))
-
-    refuse("--t 0 .* at least 1 frame", t=0)
-    refuse("--seed -1: .* whole number", seed=-1)
-    refuse("folder.npy cannot be written", output=tmp_path / "folder.npy")
-    refused(command("sample.py", "--motion", toy / "motion.pt", "-o", "no/x.npy", cwd=tmp_path), "x.npy", "cannot be written")
     assert sorted(os.listdir(tmp_path)) == ["bad.pt", "folder.npy"]
 
 
 @pytest.mark.skipif(os.name == "nt", reason="pseudo-terminals are POSIX")
 def test_terminals_are_refused(toy):
     import pty
+
     leader, follower = pty.openpty()
-    done = subprocess.run([sys.executable, str(ROOT / "sample.py")], cwd=toy, stdout=follower, stderr=subprocess.PIPE)
+    done = subprocess.run([sys.executable, str(ROOT / "sample.py")], cwd=toy, stdout=follower,
+                          stderr=subprocess.PIPE)
     refused((done.returncode, b"", done.stderr.decode()), "terminal", "-o")
     refused(command("transfer.py", cwd=toy, stdin=follower), "no trajectory")
-    os.close(leader), os.close(follower)
+    os.close(leader)
+    os.close(follower)
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -3255,7 +3262,7 @@ def test_the_embedded_demo_is_h264_that_dlib_reads():
 
 
 def test_imports_run_one_way_along_the_pipeline():
-    """A stage imports earlier ones only; models.py but torch, numpy and the standard library; train.py no video."""
+    """A stage imports earlier ones only; models.py torch, numpy, the standard library; train.py no video."""
     for k, stage in enumerate(STAGES):
         nodes = ast.walk(ast.parse((ROOT / f"{stage}.py").read_text(encoding="utf-8")))
         names = {(node.module if isinstance(node, ast.ImportFrom) else alias.name).split(".")[0]

@@ -4,8 +4,8 @@
     golden_error("psp codes", codes[1, ::3, ::128])   # max |ours - upstream's| / std(upstream's), below 1e-4
 
 Every tensor is drawn from numpy's frozen RandomState(crc32(name)) and scaled by a rule that its name picks.
-The upstream networks (pixel2style2pixel @ 5cfff385, stylegan2-pytorch @ bef283a1) were filled in the same way,
-on a CPU in fp32.
+The upstream networks (pixel2style2pixel @ 5cfff385, stylegan2-pytorch @ bef283a1) were filled in the same
+way, on a CPU in fp32.
 """
 
 import math

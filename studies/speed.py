@@ -4,7 +4,7 @@
     python -m studies.speed rendering --full      # 1024 px, as recorded in docs/experiments.md
 
 A subject is a function that yields rows (what, {way: seconds}), ours first. Ratio: time of the plain way over
-ours. The two take turns, so that whatever else the machine does meets both; the median of the rounds is shown.
+ours. The two take turns, so that whatever else the machine does meets both. Shown: the median of the rounds.
 """
 
 import argparse
@@ -28,7 +28,7 @@ ROOT = Path(__file__).resolve().parents[1]
 # ------------------------------------------------------------------------------------------------------------
 
 def in_turns(ways, rounds, device="cpu"):
-    """{name: function without arguments} -> {name: median of its seconds}, the first call of each left out."""
+    """{name: function without arguments} -> {name: median of its seconds}, the first call of each aside."""
     seconds = {name: [] for name in ways}
     for k in range(rounds + 1):
         for name, function in ways.items():
