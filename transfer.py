@@ -569,10 +569,10 @@ def main(args):
 
 def fraction(text):
     """--fps: 25, 29.97 or 30000/1001."""
-    try:
-        return Fraction(text)
-    except ZeroDivisionError:
-        raise ValueError from None
+    with contextlib.suppress(ValueError, ZeroDivisionError):
+        if Fraction(text) > 0:
+            return Fraction(text)
+    raise argparse.ArgumentTypeError(f"{text} is no frame rate; give one as 25, 29.97 or 30000/1001.")
 
 
 if __name__ == "__main__":
