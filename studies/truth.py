@@ -51,8 +51,8 @@ from transfer import VideoWriter, move, pictures_at_once, random_actor, render
 # reader learns from (with 5,500 its R2 are 0.02 higher than with 2,500) and is judged on; clips of transfer
 FULL = {"seeds": (8, 6, 4), "voices": 4, "seconds": 10.0, "size": 512,
         "heads": 4000, "held_out": 300, "clips": 12, "frames": 400, "ceiling": 6}
-SMALL = {"seeds": (8,), "voices": 2, "seconds": 4.0, "size": 256,
-         "heads": 1200, "held_out": 60, "clips": 2, "frames": 100, "ceiling": 3}
+SMALL = {"seeds": (8,), "voices": 3, "seconds": 3.0, "size": 192,
+         "heads": 800, "held_out": 40, "clips": 2, "frames": 80, "ceiling": 2}
 FPS = 25
 COMPONENTS = 32                         # as many as the motion model has
 ALPHAS = np.logspace(-1, 4, 11)         # of the ridge on codes, chosen on the training part
