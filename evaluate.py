@@ -51,9 +51,9 @@ import transfer
 from models import InputError, cache_folder, fetch, load_image_model, pick_device, sha256_of
 
 # The paper's counts (sec. 4, suppl. 2.2) are those of --full. Ours without it: as many clips as dlib judges
-# in two minutes on two cores; frames and clips no fewer than the detectors' covariances need
+# in two minutes on two cores; frames and clips of the detectors no fewer than their covariances need
 FULL = {"clips": 128, "frames": 400, "every": 1, "fid_frames": 8000, "fvd_clips": 2048}
-QUICK = {"clips": 6, "frames": 160, "every": 10, "fid_frames": 2560, "fvd_clips": 512}
+QUICK = {"clips": 6, "frames": 128, "every": 8, "fid_frames": 2560, "fvd_clips": 512}
 LONG_LEAST = 128        # frames of a video in the long set, at least (sec. 4); our samples have 400
 LONG_SEED = 500_000     # ours: sample k of the long set is that of `sample.py --seed SEED + 500000 + k`
 WINDOW = 25             # frames (sec. 3), where no motion model says
