@@ -4,9 +4,10 @@
     python sample.py --motion motion.pt --t 1500 --seed 3 -o walk.npy
     python sample.py --n 16 --t 25 -o clips.npy                     # 16 trajectories, (16, 25, L, D)
 
-The output is a standard .npy, float32 (T, L, D), or (N, T, L, D) with --n N: its header comes first, then frames as
+The output is a standard .npy, float32 (T, L, D), or (N, T, L, D) with --n N: its header first, then frames as
 they are made, so that a pipe renders before sampling ends and memory stays the same at any length.
 """
+
 import argparse
 import os
 import sys
@@ -19,61 +20,52 @@ from tqdm import tqdm
 from models import InputError, MotionGenerator, pick_device
 
 ASSETS = Path(__file__).resolve().parent / "assets"
-CHUNK = 32  # steps per roll. Ours: first frames leave at once; 5,300 frames/s of 18 x 512 codes on a core (256: 6,300)
+CHUNK = 32  # steps per roll. Ours: first frames leave at once; 5,300 frames/s of 18 x 512 codes on a core
 
 
 def load_motion(path=None, device="cpu"):
-    """Motion model written by train.py -> (MotionGenerator in eval mode, dict of the whole file).
+    """Motion model of train.py -> (MotionGenerator in eval mode, dict of the whole file). Executes nothing.
 
-    path: None takes motion.pt of the current folder, or else the one in assets/, and says so on stderr. Nothing in the
-    file is executed. Raises InputError.
+    path: None takes motion.pt of this folder, or else the one in assets/, and says so. Raises InputError.
     """
-    if path is None:
-        path = Path("motion.pt")
-        if not path.exists():
-            path = ASSETS / "motion.pt"
-            print(f"{Path(sys.argv[0]).name}: no motion.pt in this folder, so {path} is used (trained on the embedded "
-                  f"demo clip).", file=sys.stderr)
+    if path is None and not (path := Path("motion.pt")).exists():
+        path = ASSETS / "motion.pt"
+        print(f"{Path(sys.argv[0]).name}: no motion.pt in this folder, so {path} is used (trained on the "
+              f"embedded demo clip).", file=sys.stderr)
     try:
         meta = torch.load(path, map_location="cpu", weights_only=True)
         sizes = meta["sizes"]
         generator = MotionGenerator(sizes["L"], sizes["D"], sizes["noise"], sizes["width"])
         generator.load_state_dict(meta["generator"])
     except FileNotFoundError:
-        raise InputError(f"{path} does not exist; make it with train.py, or name another with --motion.") from None
-    except Exception as error:  # torch.load alone raises a dozen types
-        raise InputError(f"{path} is not a motion model of train.py ({type(error).__name__}); it may be cut short or "
-                         f"of another kind: name another with --motion.") from None
+        raise InputError(f"{path} does not exist; make it with train.py, or name one by --motion.") from None
+    except Exception as error:                              # torch.load alone raises a dozen types
+        raise InputError(f"{path} is not a motion model of train.py ({type(error).__name__}); it may be "
+                         f"cut short or of another kind: name another with --motion.") from None
     return generator.eval().requires_grad_(False).to(device), meta
 
 
 @torch.no_grad()
 def sample(generator, T, seed, chunk=CHUNK):
-    """Yields the W+ codes of one trajectory of T frames (sec. 3) in order, as float32 arrays (K, L, D), K <= chunk.
+    """Yields the W+ codes of one trajectory of T frames (sec. 3) in order, as float32 arrays (K, L, D).
 
-    The noise comes from the trajectory's own torch.Generator on the CPU: seed 5 is the same motion alone, among others,
-    on any device and at any T (a shorter one is the beginning of a longer one, to the bit).
+    The noise comes from the trajectory's own torch.Generator on the CPU: seed 5 is the same motion alone,
+    among others, on any device and at any T (a shorter one is the beginning of a longer one, to the bit).
     """
-    device = generator.rows.device
-    noise = torch.Generator().manual_seed(seed)
-    i = torch.randn(1, generator.noise, generator=noise).to(device)             # (1, 32)
-    l, h = i[:, None], generator.hidden(i)                                      # l_0 = i (1, 1, 32), (4, 1, 32)
-    while True:
-        w = generator.translate(l)[0, :T]                                       # (K, L, D)
+    device, noise = generator.rows.device, torch.Generator().manual_seed(seed)
+    i = torch.randn(1, generator.noise, generator=noise).to(device)                     # (1, 32)
+    l, h = i[:, None], generator.hidden(i)                                              # l_0 = i, (4, 1, 32)
+    while T > 0:
+        w = generator.translate(l)[0, :T]                                               # (K, L, D)
         yield w.float().cpu().numpy()
         T -= len(w)
-        if T == 0:
-            return
         # Always a whole chunk, cut afterwards: another matrix size would round differently
-        s = torch.randn(1, chunk, generator.noise, generator=noise).to(device)  # (1, K, 32)
-        l, h = generator.roll(s, h)                                             # (1, K, 32), (4, 1, 32)
+        s = torch.randn(1, chunk, generator.noise, generator=noise).to(device)          # (1, K, 32)
+        l, h = generator.roll(s, h)                                                     # (1, K, 32), (4, ...)
 
 
 def write_npy(file, chunks, shape, progress):
-    """Writes a .npy of little-endian float32 to a binary file: header first, then each array of chunks as it comes.
-
-    progress: called with the number of frames after each chunk.
-    """
+    """A .npy of little-endian float32: header first, then each array as it comes; progress(frames)."""
     np.lib.format.write_array_header_1_0(file, {"descr": "<f4", "fortran_order": False, "shape": shape})
     file.flush()
     for chunk in chunks:
@@ -83,41 +75,38 @@ def write_npy(file, chunks, shape, progress):
 
 
 def main(args):
-    stream = args.output == "-"
-    if stream and sys.stdout.isatty():
-        raise InputError("the trajectory is binary data, and standard output is a terminal: pipe it into transfer.py "
-                         "(python sample.py | python transfer.py) or name a file with -o.")
+    if args.output == "-" and sys.stdout.isatty():
+        raise InputError("the trajectory is binary data, and standard output is a terminal: pipe it into "
+                         "transfer.py (python sample.py | python transfer.py) or name a file with -o.")
     if args.t < 1 or args.n < 1:
-        raise InputError(f"--t {args.t} --n {args.n}: a trajectory has at least 1 frame, and there is at least 1.")
+        raise InputError(f"--t {args.t} --n {args.n}: a trajectory has at least 1 frame, and there is one.")
     if not 0 <= args.seed <= 2 ** 32 - args.n:
         raise InputError(f"--seed {args.seed}: a seed is a whole number from 0 to {2 ** 32 - args.n}.")
-    # One thread: thousands of frames a second, while more would take the cores from the rendering behind the pipe; and
-    # the same rounding on any number of cores
+
+    # One thread: thousands of frames a second, while more would take the cores from the rendering behind the
+    # pipe; and the same rounding on any number of cores
     torch.set_num_threads(1)
-    device = pick_device(args.device)
-    generator, _ = load_motion(args.motion, device)
-    frame = (generator.L, generator.D)
-    shape = (args.t, *frame) if args.n == 1 else (args.n, args.t, *frame)
+    generator, _ = load_motion(args.motion, pick_device(args.device))
+    shape = (args.n,) * (args.n > 1) + (args.t, generator.L, generator.D)
     chunks = (w for k in range(args.n) for w in sample(generator, args.t, args.seed + k))
 
-    if stream:
+    # Standard output: the reader has the bar
+    if args.output == "-":
         try:
-            write_npy(sys.stdout.buffer, chunks, shape, lambda frames: None)     # the reader has a bar
+            return write_npy(sys.stdout.buffer, chunks, shape, lambda frames: None)
         except OSError as error:
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes once more at its end
-            if isinstance(error, BrokenPipeError) or os.name == "nt":       # Windows says "invalid argument" for it
-                raise InputError("standard output was closed before the last frame; see what the reading program says, "
-                                 "or name a file with -o.") from None
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes at its end
+            if isinstance(error, BrokenPipeError) or os.name == "nt":       # Windows' word: invalid argument
+                raise InputError("standard output was closed before the last frame; see what the reading "
+                                 "program says, or name a file with -o.") from None
             raise InputError(f"standard output cannot be written ({error.strerror}); make room for "
                              f"{4 * int(np.prod(shape)) / 1e6:.0f} MB.") from None
-        return
+
+    # A file, in place when it is whole
     path = Path(args.output)
-    if path.exists() and not path.is_file():
-        raise InputError(f"{path} cannot be written (it is not a file); name another file with -o.")
     part = path.with_name(f".{path.name}.part")
     try:
-        with open(part, "wb") as file, \
-                tqdm(total=args.n * args.t, desc="sample", unit="frame", mininterval=0.5) as bar:
+        with open(part, "wb") as file, tqdm(total=args.n * args.t, unit="frame", mininterval=0.5) as bar:
             write_npy(file, chunks, shape, bar.update)
         os.replace(part, path)
     except OSError as error:
@@ -130,12 +119,11 @@ def main(args):
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0],
                                      formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    parser.add_argument("--motion", metavar="FILE", help="motion model of train.py; when not given motion.pt of this "
-                        "folder, or else the one in assets/")
+    parser.add_argument("--motion", metavar="FILE", help="of train.py; not given: ./motion.pt, or assets/'s")
     parser.add_argument("--t", type=int, default=250, help="frames per trajectory")
-    parser.add_argument("--n", type=int, default=1, help="trajectories; trajectory k is that of --seed SEED + k alone")
+    parser.add_argument("--n", type=int, default=1, help="trajectories; number k has --seed SEED + k")
     parser.add_argument("--seed", type=int, default=0, help="of the first trajectory")
-    parser.add_argument("-o", "--output", default="-", metavar="FILE", help=".npy to write; - is standard output")
+    parser.add_argument("-o", "--output", default="-", metavar="FILE", help=".npy; - is standard output")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
     try:
         main(parser.parse_args())

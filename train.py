@@ -143,7 +143,7 @@ def load_training_set(paths, window, log=sys.stderr):
     longest = max(end - start for start, end in clips)
     if n <= COMPONENTS or first[0].size < COMPONENTS:
         raise InputError(f"{names}: {n} frames of {first[0].size} numbers; the PCA of {COMPONENTS} "
-                         f"directions needs at least {COMPONENTS + 1} frames of {COMPONENTS}, good motion hundreds.")
+                         f"directions needs at least {COMPONENTS + 1}, good motion hundreds.")
     if codes.std(0).max() < 1e-6:
         raise InputError(f"all {n} frames of {names} have the same code: there is no motion to learn.")
     if longest <= window:
@@ -222,17 +222,13 @@ def code_references(x, clips, window):
     """What distances are compared with, from the real coordinates (N, 32).
 
     frozen: real windows against every real frame repeated T times (percentages are of it). still: real frames
-    against their mean. floor: real windows against SHORT ones drawn from a Gaussian with their moments, what
-    the draw alone makes of a perfect model. halves: the first half of the windows against the second.
+    against their mean. space: the windows' principal directions.
     """
     windows = cut_windows(x, clips, window)                                     # (n, T, 32)
     frames = torch.cat([x[start:end] for start, end in clips if end - start >= window])
-    half, x = len(windows) // 2, windows.flatten(1).double().numpy()            # (n, 32 T)
+    x = windows.flatten(1).double().numpy()                                     # (n, 32 T)
     space = PCA(min(SPACE, len(x) - 1, x.shape[1]), svd_solver="covariance_eigh").fit(x)
-    drawn = np.random.RandomState(0).standard_normal((SHORT, space.n_components_))
     return {"windows": windows, "frames": frames, "space": space, "window": window,
-            "floor": frechet(space.transform(x), drawn * np.sqrt(space.explained_variance_)),
-            "halves": code_frechet(windows[:half], windows[half:], space),
             "frozen": code_frechet(windows, frames[:, None].expand(-1, window, -1), space),
             "still": np.asarray(frames, np.float64).var(0).sum().item(),
             "jitter": jitter(windows) if window > 2 else math.nan}
@@ -408,9 +404,9 @@ def start(G, mean, std, recurrence=True):
     head does, driven by the noise, and from l_0 = i on as later.
 
     With nn.GRU's own start the noise dies on its way through four cells: from one i, l has a standard
-    deviation of 0.03 after 24 frames (0.54 here); and as the third memory tells the fourth, i, nothing of it, l
-    first rushes away: its direction moves by 0.19 (squared) in the first frame, by 0.004 in the 80th (here by 0.004
-    and 0.010).
+    deviation of 0.03 after 24 frames (0.54 here); and as the third memory tells the fourth, i, nothing of it,
+    l first rushes away: its direction moves by 0.19 (squared) in the first frame, by 0.004 in the 80th (here
+    by 0.004 and 0.010).
     """
     G.rows_norm.weight.copy_(std.flatten())
     G.rows_norm.bias.copy_(mean.flatten())
@@ -811,10 +807,8 @@ def main(args):
         advance = graph_of(advance, draws(), nets, adam)
         rng.set_state(before)
 
-    floor, halves = (100 * references[name] / references["frozen"] for name in ("floor", "halves"))
     print(f"{N} frames, {len(starts)} windows of {T}, codes {L} x {D}, {per_epoch} steps per epoch, {steps} "
-          f"steps on {device}{f' x {world}' if world > 1 else ''}; a perfect model has {floor:.1f} %, "
-          f"the two halves of these data are {halves:.0f} % apart", file=log)
+          f"steps on {device}{f' x {world}' if world > 1 else ''}", file=log)
     resumed, began = step, time.perf_counter()
     saved_at, stopping = began, False
     bar = tqdm(total=steps, initial=step, unit="step", mininterval=1.0, file=log)
@@ -853,7 +847,7 @@ def main(args):
                 r = {"step": step, "epoch": round(step / per_epoch, 2),
                      **dict(zip(columns, (totals / (step - since)).tolist())),
                      **code_distances(references, short, long),
-                     **{name: references[name] for name in ("floor", "halves", "frozen", "still")},
+                     "frozen": references["frozen"], "still": references["still"],
                      "seconds": round(seconds, 1), "lr": args.lr * decay, "memory_mb": memory,
                      "steps_per_second": round((step - max(since, resumed)) / took, 3)}
                 rows.append(r)
