@@ -342,42 +342,45 @@ def frame_times(path):
     from embed import Reading, decoded, header, opened  # here, because it loads dlib
 
     with opened(path) as container:
-        stream, start = container.streams[header(path).stream], (container.start_time or 0) / av.time_base
+        stream, start = container.streams[header(path).stream], (container.start_time or 0) / 1e6
         stream.thread_type = "AUTO"
         times = [frame.time for frame in decoded(container, stream, Reading())]
     in_order = None not in times and times == sorted(times)
     return [t - start for t in times] if in_order else []
 
 
-def runs_of(frames, sources, fps):
-    """Stretches of embedded frames without a gap: [[source, first second, frames], ...]; [] if unknown.
+def spans_of(frames, sources, fps):
+    """What embedded frames last in their sources: [[source, first sample, end], ...]; [] if that is not known.
 
     A clip begins at its first frame's time and goes on at a constant rate, as embed.py makes it.
     """
-    times, runs, before = {}, [], None
-    for frame in frames:
+    times, spans, before = {}, [], None
+    for k, frame in enumerate(frames):
         source, clip, index = frame.get("source", 0), frame["clip"], frame["index"]
         if source not in times:
             times[source] = frame_times(sources[source])
         if index >= len(times[source]):
             return []
-        seconds = times[source][index]
-        cut = runs and runs[-1][0] == source and abs(seconds - runs[-1][1] - runs[-1][2] / fps) < 0.5 / fps
+        first = round(times[source][index] * RATE)
+        length = round((k + 1) * RATE / fps) - round(k * RATE / fps)
+        cut = spans and spans[-1][0] == source and abs(first - spans[-1][2]) < RATE / fps / 2
         if before == (source, clip) or cut:                                     # cut: at once, without a gap
-            runs[-1][2] += 1
+            spans[-1][2] += length
         else:
-            runs.append([source, seconds, 1])
+            spans.append([source, first, first + length])
         before = source, clip
-    return runs
+    return spans
 
 
 def read_sound(path):
     """Yields a file's sound at RATE: number of the first sample since the file's start, (2, n) float32.
 
-    What is damaged is left out, so that there is a gap, which cut_sound fills.
+    What is damaged, or not there at all, is left out: cut_sound fills the gaps.
     """
     with av.open(f"file:{path}") as container, contextlib.suppress(av.FFmpegError):
-        stream, start, at = container.streams.best("audio"), (container.start_time or 0) / av.time_base, None
+        stream, start, at = container.streams.best("audio"), (container.start_time or 0) / 1e6, None
+        if stream is None:
+            return
         # Mono is copied: FFmpeg would lower it by 3 dB
         resampler = av.AudioResampler("fltp", "mono" if stream.layout.nb_channels == 1 else "stereo", RATE)
         for packet in container.demux(stream):
@@ -425,7 +428,7 @@ def soundtrack(asked, sidecar, folder, T, fps):
                          f"or none.")
 
     # Where the frames stand in their sources, or why that is not known
-    named, runs, why = [named] if isinstance(named, str) else named, [], ""
+    named, spans, why = [named] if isinstance(named, str) else named, [], ""
     sources = [next((p for p in (Path(s), folder / Path(s).name) if has(p, "video")), None) for s in named]
     if len(frames) not in (0, T):
         why = f"the .json is of {len(frames)} frames"
@@ -433,7 +436,7 @@ def soundtrack(asked, sidecar, folder, T, fps):
         why = "--fps changes the speed"
     elif None in sources:
         why = f"{named[sources.index(None)]} is no video, or not there"
-    elif frames and not (runs := runs_of(frames, sources, fps)):
+    elif frames and not (spans := spans_of(frames, sources, fps)):
         why = "its source has changed, or has time stamps that start again"
 
     # Which sound
@@ -442,23 +445,17 @@ def soundtrack(asked, sidecar, folder, T, fps):
         if why:
             return None, f"no sound, as {why}"
         words, tracks = f"sound of {', '.join(map(str, sources))}", sources
-    elif runs and len(sources) == 1:
+    elif spans and len(sources) == 1:
         words, tracks = f"sound of {asked}", [asked]
     else:
-        words, tracks, runs = f"sound of {asked} from its beginning", [asked], [[0, 0.0, T]]
-    gaps = [float(b[1] - a[1] - a[2] / fps) for a, b in itertools.pairwise(runs) if a[0] == b[0]]
+        words, tracks = f"sound of {asked} from its beginning", [asked]
+        spans = [[0, 0, round(T * RATE / fps)]]
+    gaps = [b[1] - a[2] for a, b in itertools.pairwise(spans) if a[0] == b[0]]  # samples
     if gaps:
-        words += f", cut where the picture is ({len(gaps)} gap{'s' * (len(gaps) > 1)}, {sum(gaps):.1f} s)"
-
-    parts, shown = [], 0
-    for source, group in itertools.groupby(runs, lambda run: run[0]):
-        spans = []
-        for _, seconds, n in group:
-            first = round(seconds * RATE)
-            spans.append((first, first + round((shown + n) * RATE / fps) - round(shown * RATE / fps)))
-            shown += n
-        pieces = read_sound(tracks[source]) if has(tracks[source], "audio") else iter(())
-        parts.append(cut_sound(pieces, spans))
+        several = "s" * (len(gaps) > 1)
+        words += f", cut where the picture is ({len(gaps)} gap{several}, {sum(gaps) / RATE:.1f} s)"
+    parts = [cut_sound(read_sound(tracks[source]), [span[1:] for span in group])
+             for source, group in itertools.groupby(spans, lambda span: span[0])]
     return itertools.chain.from_iterable(parts), words
 
 
