@@ -350,7 +350,7 @@ def frame_times(path):
 
 
 def spans_of(frames, sources, fps):
-    """What embedded frames last in their sources: [[source, first sample, end], ...]; [] if that is not known.
+    """What embedded frames last in their sources: [[source, first sample, end], ...]; [] if unknown.
 
     A clip begins at its first frame's time and goes on at a constant rate, as embed.py makes it.
     """
