@@ -15,8 +15,8 @@ and its loader. Parameter names of 2 are those of rosinality/stylegan2-pytorch, 
 eladrich/pixel2style2pixel, so that published files load as they are.
 """
 
-import argparse
 import collections
+import contextlib
 import hashlib
 import io
 import math
@@ -24,6 +24,7 @@ import os
 import pickle
 import re
 import sys
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -280,6 +281,8 @@ def transfer_offset(w_new, mean, basis):
 # ------------------------------------------------------------------------------------------------------------
 
 SQRT2 = math.sqrt(2.0)
+# {resolution: channels} of the official networks ("config-f")
+WIDTHS = {4: 512, 8: 512, 16: 512, 32: 512, 64: 512, 128: 256, 256: 128, 512: 64, 1024: 32}
 
 
 def fir_kernel(gain):
@@ -289,7 +292,7 @@ def fir_kernel(gain):
 
 
 def depthwise(x, kernel):
-    """Filter every channel with the same (4, 4) kernel, 1 px of zeros around: (B, C, H, W) -> (B, C, H - 1, W - 1).
+    """Filter every channel with one (4, 4) kernel, 1 px of zeros around: (B, C, H, W) -> (B, C, H-1, W-1).
 
     Grouped by channel: on a CPU several times faster than channels folded into the batch.
     """
@@ -306,49 +309,49 @@ class EqualLinear(nn.Module):
         self.bias = nn.Parameter(torch.full((d_out,), float(bias_init)))
         self.scale, self.lr_mul, self.activation = lr_mul / math.sqrt(d_in), lr_mul, activation
 
-    def forward(self, x):                                                       # (B, d_in)
-        x = F.linear(x, self.weight * self.scale, self.bias * self.lr_mul)      # (B, d_out)
+    def forward(self, x):                                                   # (B, d_in)
+        x = F.linear(x, self.weight * self.scale, self.bias * self.lr_mul)  # (B, d_out)
         return F.leaky_relu(x, 0.2) * SQRT2 if self.activation else x
 
 
 class ModulatedConv2d(nn.Module):
-    """Convolution whose input channels are scaled by a style, output optionally demodulated (sec. 2.2 of StyleGAN2).
+    """3x3 convolution whose input channels are scaled by a style, output demodulated (sec. 2.2).
 
-    Scaling the activations before and after one shared convolution equals scaling the weights of each sample, and needs
-    no grouped convolution: y = demod * conv(style * x). A picture alone has its weights scaled: those are smaller than its
-    feature maps. Channels last, as CPUs and tensor cores compute convolutions.
+    Scaling the activations before and after one shared convolution equals scaling each sample's weights,
+    and needs no grouped convolution: y = demod * conv(style * x). Channels last, as hardware computes.
     """
 
-    def __init__(self, c_in, c_out, kernel, D, demodulate=True, up=False):
+    def __init__(self, c_in, c_out, D, up=False):
         super().__init__()
-        self.weight = nn.Parameter(torch.randn(1, c_out, c_in, kernel, kernel))
+        self.weight = nn.Parameter(torch.randn(1, c_out, c_in, 3, 3))
         self.modulation = EqualLinear(D, c_in, bias_init=1.0)
-        self.scale, self.demodulate, self.up = 1.0 / math.sqrt(c_in * kernel ** 2), demodulate, up
+        self.scale, self.up = 1.0 / math.sqrt(9 * c_in), up
         if up:
             self.blur = nn.Module()
-            self.blur.register_buffer("kernel", fir_kernel(4.0))   # gain 4 makes up for the zeros between the pixels
+            self.blur.register_buffer("kernel", fir_kernel(4.0))        # 4: for the zeros between the pixels
 
-    def forward(self, x, w, gain=1.0):
-        """(B, c_in, h, w), (B, D) -> (B, c_out, h, w), twice the side if up; gain: factor of a demodulated output."""
-        style = self.modulation(w)                                              # (B, c_in)
-        weight = self.weight[0] * self.scale                                    # (c_out, c_in, k, k)
-        demod = None
-        if self.demodulate:
-            style = style / style.abs().amax(1, keepdim=True).clamp_min(1e-8)   # cancels below; keeps fp16 in range
-            demod = gain * torch.rsqrt(style.square() @ weight.square().sum((2, 3)).T + 1e-8)      # (B, c_out)
-        if len(x) == 1:
-            weight = weight * style[0, :, None, None]
-            weight = weight if demod is None else weight * demod[0, :, None, None, None]
+    def forward(self, x, w, gain):
+        """(B, c_in, h, w), (B, D) -> gain times the output, (B, c_out, h, w), twice the side if up."""
+        weight = self.weight[0] * self.scale                            # (c_out, c_in, 3, 3)
+        style = self.modulation(w)                                      # (B, c_in)
+        style = style / style.abs().amax(1, keepdim=True).clamp_min(1e-8)   # cancels; keeps fp16 in range
+        demod = gain * torch.rsqrt(style.square() @ weight.square().sum((2, 3)).T + 1e-8)   # (B, c_out)
+
+        # A picture alone has its weights scaled: they are smaller than its maps (1024 px: 12 % faster)
+        alone = len(x) == 1
+        if alone:
+            weight = weight * style[0, :, None, None] * demod[0, :, None, None, None]
         else:
             x = x * style[:, :, None, None].to(x.dtype)
+
         weight = weight.to(x.dtype)
         if self.up:
             weight = weight.transpose(0, 1).contiguous(memory_format=torch.channels_last)
-            x = F.conv_transpose2d(x, weight, stride=2)                         # (B, c_out, 2h + 1, 2w + 1)
-            x = depthwise(x, self.blur.kernel)                                  # (B, c_out, 2h, 2w)
+            x = F.conv_transpose2d(x, weight, stride=2)                 # (B, c_out, 2h + 1, 2w + 1)
+            x = depthwise(x, self.blur.kernel)                          # (B, c_out, 2h, 2w)
         else:
-            x = F.conv2d(x, weight.contiguous(memory_format=torch.channels_last), padding=weight.shape[-1] // 2)
-        return x if demod is None or len(x) == 1 else x * demod[:, :, None, None].to(x.dtype)
+            x = F.conv2d(x, weight.contiguous(memory_format=torch.channels_last), padding=1)
+        return x if alone else x * demod[:, :, None, None].to(x.dtype)
 
 
 class StyledConv(nn.Module):
@@ -357,72 +360,71 @@ class StyledConv(nn.Module):
     def __init__(self, c_in, c_out, D, up=False, clamp=None):
         super().__init__()
         self.clamp = clamp
-        self.conv = ModulatedConv2d(c_in, c_out, 3, D, up=up)
-        self.noise = nn.Module()
+        self.conv = ModulatedConv2d(c_in, c_out, D, up)
+        self.noise, self.activate = nn.Module(), nn.Module()
         self.noise.weight = nn.Parameter(torch.zeros(1))
-        self.activate = nn.Module()
         self.activate.bias = nn.Parameter(torch.zeros(c_out))
 
     def forward(self, x, w, noise):
-        # The activation's gain goes before it: sqrt(2) f(x) = f(sqrt(2) x). In place, as fresh memory costs more than sums
-        x = self.conv(x, w, gain=SQRT2).add_((SQRT2 * self.activate.bias)[:, None, None].to(x.dtype))
-        if noise is not None:
-            x.add_((SQRT2 * self.noise.weight * noise).to(x.dtype))
+        # The gain goes before the activation: sqrt(2) f(x) = f(sqrt(2) x). In place: fresh memory costs time
+        x = self.conv(x, w, gain=SQRT2)
+        x.add_((SQRT2 * self.activate.bias)[:, None, None].to(x.dtype))
+        x.add_((SQRT2 * self.noise.weight * noise).to(x.dtype))
         x = F.leaky_relu_(x, 0.2)
         return x if self.clamp is None else x.clamp(-self.clamp, self.clamp)
 
 
 class ToRGB(nn.Module):
-    """1x1 modulated convolution to RGB, added to the up-sampled RGB of the resolution below; always sums in fp32."""
+    """1x1 modulated convolution to RGB, added to the up-sampled RGB of the resolution below; sums in fp32."""
 
     def __init__(self, c_in, D, up=True, clamp=None):
         super().__init__()
         self.clamp = clamp
-        self.conv = ModulatedConv2d(c_in, 3, 1, D, demodulate=False)
+        self.conv = nn.Module()
+        self.conv.weight = nn.Parameter(torch.randn(1, 3, c_in, 1, 1))
+        self.conv.modulation = EqualLinear(D, c_in, bias_init=1.0)
         self.bias = nn.Parameter(torch.zeros(1, 3, 1, 1))
         if up:
             self.upsample = nn.Module()
             self.upsample.register_buffer("kernel", fir_kernel(4.0))
 
     def forward(self, x, w, skip):
-        rgb = self.conv(x, w).float() + self.bias.float()                       # (B, 3, r, r)
+        B, C, r, _ = x.shape
+        style = self.conv.modulation(w) / math.sqrt(C)                  # (B, C)
+        weight = self.conv.weight.reshape(3, C) * style[:, None]        # (B, 3, C)
+        rgb = x.permute(0, 2, 3, 1).flatten(1, 2) @ weight.mT.to(x.dtype)               # (B, r r, 3)
+        rgb = rgb.mT.reshape(B, 3, r, r).float() + self.bias.float()
         if self.clamp is not None:
             rgb = rgb.clamp(-self.clamp, self.clamp)
-        if skip is not None:                                                    # (B, 3, r/2, r/2)
-            B, C, h, _ = skip.shape
-            up = F.conv_transpose2d(skip.reshape(B * C, 1, h, h), self.upsample.kernel.float()[None, None], stride=2)
-            rgb = rgb + up[:, :, 1:-1, 1:-1].reshape(B, C, 2 * h, 2 * h)
-        return rgb
-
-
-def stylegan2_channels(size, multiplier=2):
-    """{resolution: channels} of the official networks ("config-f" has multiplier 2)."""
-    wide = {4: 512, 8: 512, 16: 512, 32: 512, 64: 256 * multiplier, 128: 128 * multiplier, 256: 64 * multiplier,
-            512: 32 * multiplier, 1024: 16 * multiplier}
-    return {r: c for r, c in wide.items() if r <= size}
+        if skip is None:
+            return rgb
+        kernel = self.upsample.kernel.float()[None, None]
+        up = F.conv_transpose2d(skip.reshape(B * 3, 1, r // 2, r // 2), kernel, stride=2)
+        return rgb + up[:, :, 1:-1, 1:-1].reshape(B, 3, r, r)
 
 
 class Generator(nn.Module):
     """StyleGAN2 generator: mapping network `style` and synthesis network.
 
-    size: picture side, a power of two >= 8. D: style width. Z: width of z. n_mlp: mapping layers, 0 for a network that is
-    only ever driven with W+ codes. channels: {resolution: width}, official widths when None. lr_mlp: learning-rate
-    multiplier of the mapping network, 0.01 in every official file. clamp: bound of every layer's output (`conv_clamp` of
-    stylegan2-ada-pytorch, which half precision needs), None for none.
+    size: picture side, a power of two >= 8. D: style width. Z: width of z. n_mlp: mapping layers, 0 for a
+    network that is only driven with W+ codes. channels: {resolution: width}, None for the official ones.
+    lr_mlp: learning-rate multiplier of the mapping network, 0.01 in every official file. clamp: bound of
+    every layer's output (`conv_clamp` of stylegan2-ada-pytorch, for half precision), None for none.
     """
 
     def __init__(self, size, D=512, Z=512, n_mlp=8, channels=None, lr_mlp=0.01, clamp=None):
         super().__init__()
-        channels = channels or stylegan2_channels(size)
+        channels = channels or WIDTHS
         self.size, self.D, self.Z, self.n_mlp, self.L = size, D, Z, n_mlp, 2 * int(math.log2(size)) - 2
-        self.style = nn.Sequential(PixelNorm(), *(EqualLinear(D if k else Z, D, lr_mul=lr_mlp, activation=True)
-                                                  for k in range(n_mlp)))
-        self.input = nn.Module()
+        layers = [EqualLinear(D if k else Z, D, lr_mul=lr_mlp, activation=True) for k in range(n_mlp)]
+        self.style = nn.Sequential(PixelNorm(), *layers)
+
+        self.input, self.noises = nn.Module(), nn.Module()
         self.input.input = nn.Parameter(torch.randn(1, channels[4], 4, 4))
+        self.noises.register_buffer("noise_0", torch.randn(1, 1, 4, 4))
         self.conv1 = StyledConv(channels[4], channels[4], D, clamp=clamp)
         self.to_rgb1 = ToRGB(channels[4], D, up=False, clamp=clamp)
-        self.convs, self.to_rgbs, self.noises = nn.ModuleList(), nn.ModuleList(), nn.Module()
-        self.noises.register_buffer("noise_0", torch.randn(1, 1, 4, 4))
+        self.convs, self.to_rgbs = nn.ModuleList(), nn.ModuleList()
         for k, r in enumerate(2 ** e for e in range(3, int(math.log2(size)) + 1)):
             self.convs.append(StyledConv(channels[r // 2], channels[r], D, up=True, clamp=clamp))
             self.convs.append(StyledConv(channels[r], channels[r], D, clamp=clamp))
@@ -430,30 +432,25 @@ class Generator(nn.Module):
             self.noises.register_buffer(f"noise_{2 * k + 1}", torch.randn(1, 1, r, r))
             self.noises.register_buffer(f"noise_{2 * k + 2}", torch.randn(1, 1, r, r))
 
-    def forward(self, w, resolution=None, dtype=torch.float32, noise="const"):
+    def forward(self, w, resolution=None, dtype=torch.float32):
         """W+ codes (B, L, D) -> pictures (B, 3, size, size), about [-1, 1], never clamped.
 
-        resolution: stop at this side and return the RGB sum reached there. dtype: of the feature maps (half precision
-        halves memory; styles and RGB stay fp32). noise: "const", the stored maps, or "none".
+        resolution: stop at this side and return the RGB sum reached there. dtype: of the feature maps
+        (styles and RGB stay fp32). Noise: always the stored maps.
         """
-        noise = [getattr(self.noises, f"noise_{k}") if noise == "const" else None for k in range(self.L - 1)]
-        x = self.input.input.to(dtype).expand(len(w), -1, -1, -1)               # (B, C, 4, 4)
+        noise = [getattr(self.noises, f"noise_{k}") for k in range(self.L - 1)]
+        x = self.input.input.to(dtype).expand(len(w), -1, -1, -1)           # (B, C, 4, 4)
         x = x.contiguous(memory_format=torch.channels_last)
         x = self.conv1(x, w[:, 0], noise[0])
         rgb = self.to_rgb1(x, w[:, 1], None)
         for k, to_rgb in enumerate(self.to_rgbs):
             if rgb.shape[-1] == resolution:
                 break
-            j = 2 * k + 1                           # rows j, j + 1 drive the convolutions, j + 2 both RGB and the next block
+            j = 2 * k + 1               # rows j, j + 1 drive the convolutions, j + 2 RGB and the next block
             x = self.convs[2 * k](x, w[:, j], noise[j])
             x = self.convs[2 * k + 1](x, w[:, j + 1], noise[j + 1])
             rgb = to_rgb(x, w[:, j + 2], rgb)
         return rgb
-
-    def map(self, z, truncation=1.0, latent_avg=None):
-        """z (B, Z) -> W+ (B, L, D), every row the same w; truncated towards latent_avg ((D,) or (L, D)) if asked."""
-        w = self.style(z)[:, None].expand(-1, self.L, -1)                       # (B, L, D)
-        return w if truncation == 1.0 else latent_avg + truncation * (w - latent_avg)
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -498,42 +495,45 @@ class GradualStyleBlock(nn.Module):
         self.convs = nn.Sequential(*convs)
         self.linear = EqualLinear(width, D)
 
-    def forward(self, x):                                                       # (B, c_in, spatial, spatial)
-        return self.linear(self.convs(x).flatten(1))                            # (B, D)
+    def forward(self, x):                                                   # (B, c_in, spatial, spatial)
+        return self.linear(self.convs(x).flatten(1))                        # (B, D)
 
 
 class GradualStyleEncoder(nn.Module):
     """pSp encoder. The defaults are the official FFHQ-1024 one; faces128's differs in the arguments only.
 
-    L: style rows. D: style width. size: side of the input picture. depths, widths: residual units and channels of the
-    four stages (3, 4, 14, 3 and 64 to 512 is IR-SE-50). head: channels of the map2style blocks, D when None.
-    Rows 0-2 are read from the last stage, 3-6 from the third, the others from the second (pSp, fig. 2). deltas: row j is
-    what the styles give for rows 0 and j together, as in e4e (Tov et al. 2021, sec. 4.1), whose files are otherwise the same.
+    L: style rows. D: style width. size: side of the input picture. depths, widths: residual units and
+    channels of the four stages (3, 4, 14, 3 and 64 to 512 is IR-SE-50). head: channels of the map2style
+    blocks, D when None. Rows 0-2 are read from the last stage, 3-6 from the third, the others from the
+    second (pSp, fig. 2). deltas: row j is what the styles give for rows 0 and j together, as in e4e (Tov et
+    al. 2021, sec. 4.1), whose files are otherwise the same.
     """
 
-    COARSE, MIDDLE = 3, 7                                                       # first row of the middle, of the fine rows
+    COARSE, MIDDLE = 3, 7                                                   # first middle row, first fine row
 
     def __init__(self, L=18, D=512, size=256, depths=(3, 4, 14, 3), widths=(64, 128, 256, 512), head=None,
                  deltas=False):
         super().__init__()
         self.L, self.D, self.size, self.deltas = L, D, size, deltas
-        self.input_layer = nn.Sequential(nn.Conv2d(3, widths[0], 3, 1, 1, bias=False), nn.BatchNorm2d(widths[0]),
-                                         nn.PReLU(widths[0]))
+        self.height = size                              # less for encoders of cars: ImageModel.encode
+        self.input_layer = nn.Sequential(
+            nn.Conv2d(3, widths[0], 3, 1, 1, bias=False), nn.BatchNorm2d(widths[0]), nn.PReLU(widths[0]))
         units, c = [], widths[0]
-        for depth, width in zip(depths, widths):
+        for depth, width in zip(depths, widths, strict=True):
             for k in range(depth):
                 units.append(ResidualIRSE(c, width, 2 if k == 0 else 1))
                 c = width
         self.body = nn.Sequential(*units)
-        self.taps = [sum(depths[:n]) - 1 for n in (2, 3, 4)]                    # 6, 20, 23 in IR-SE-50
-        spatial = [size // 16 if j < self.COARSE else size // 8 if j < self.MIDDLE else size // 4 for j in range(L)]
+        self.taps = [sum(depths[:n]) - 1 for n in (2, 3, 4)]                # 6, 20, 23 in IR-SE-50
+
+        spatial = [size // (16 if j < self.COARSE else 8 if j < self.MIDDLE else 4) for j in range(L)]
         self.styles = nn.ModuleList(GradualStyleBlock(widths[3], head or D, D, s) for s in spatial)
         self.latlayer1 = nn.Conv2d(widths[2], widths[3], 1)
         self.latlayer2 = nn.Conv2d(widths[1], widths[3], 1)
 
     def forward(self, x):
         """(B, 3, size, size) in [-1, 1] -> offsets from latent_avg, (B, L, D)."""
-        def add(coarse, fine):                                                  # feature pyramid: up-sample and add
+        def add(coarse, fine):                                          # feature pyramid: up-sample and add
             return F.interpolate(coarse, size=fine.shape[2:], mode="bilinear", align_corners=True) + fine
 
         x, taps = self.input_layer(x), []
@@ -541,11 +541,11 @@ class GradualStyleEncoder(nn.Module):
             x = unit(x)
             if k in self.taps:
                 taps.append(x)
-        c1, c2, c3 = taps                                                       # at size / 4, / 8, / 16
+        c1, c2, c3 = taps                                                   # at size / 4, / 8, / 16
         p2 = add(c3, self.latlayer1(c2))
         p1 = add(p2, self.latlayer2(c1))
         w = torch.stack([style(c3 if j < self.COARSE else p2 if j < self.MIDDLE else p1)
-                         for j, style in enumerate(self.styles)], 1)            # (B, L, D)
+                         for j, style in enumerate(self.styles)], 1)        # (B, L, D)
         return torch.cat([w[:, :1], w[:, :1] + w[:, 1:]], 1) if self.deltas else w
 
 
@@ -554,8 +554,8 @@ class GradualStyleEncoder(nn.Module):
 # ------------------------------------------------------------------------------------------------------------
 
 ASSETS = Path(__file__).resolve().parent / "assets"
-# Official models: file, address, sha256 where one is recorded. Research use only (NVIDIA Source Code License for the
-# StyleGAN2 inside), 1.2 GB each
+# Official models: file, address, sha256 where one is recorded. 1.2 GB each, research use only (NVIDIA Source
+# Code License for the StyleGAN2 inside)
 OFFICIAL = {
     "ffhq": ("psp_ffhq_encode.pt", "https://drive.google.com/uc?id=1bMTNWkh5LArlaWSc_wa8VKyq2V42T2z0", None),
     "ffhq-e4e": ("e4e_ffhq_encode.pt", "https://drive.google.com/uc?id=1cUv_reLE6k3604or78EranS7XzuVMWeO",
@@ -566,142 +566,289 @@ OFFICIAL = {
 class ImageModel:
     """A generator with its encoder, on one device, for inference only.
 
-    size: side of the rendered pictures. L, D: shape of a W+ code. Z: width of z. latent_avg: (L, D). start: what the
-    encoder's output is added to, latent_avg but for models trained without it. name, sha256: which file this is.
-    encoder: GradualStyleEncoder or None. has_actors: whether z gives new people (a model fitted to one video has no
-    mapping network).
+    size: side of the rendered pictures. L, D: shape of a W+ code. Z: width of z. latent_avg: (L, D). start:
+    what the encoder's output is added to, latent_avg but for models trained without it. name, sha256: which
+    file this is. encoder: GradualStyleEncoder, or None, and why_no_encoder is a sentence. has_actors:
+    whether z gives new people (a model fitted to one video has no mapping network).
     """
 
     def __init__(self, generator, encoder, latent_avg, name="", sha256="", device="cpu"):
         self.generator = generator.eval().requires_grad_(False).to(device)
         self.encoder = encoder if encoder is None else encoder.eval().requires_grad_(False).to(device)
         self.size, self.L, self.D, self.Z = generator.size, generator.L, generator.D, generator.Z
-        self.latent_avg = latent_avg.float().expand(self.L, self.D).to(device)  # (L, D)
+        self.latent_avg = latent_avg.float().expand(self.L, self.D).to(device)
         self.start = self.latent_avg
         self.has_actors = generator.n_mlp > 0
         self.name, self.sha256, self.device = name, sha256, torch.device(device)
+        self.why_no_encoder = f"{name} has no encoder; name a file that has one with --encoder FILE."
 
     @torch.no_grad()
     def encode(self, images):
         """(B, 3, H, W) in [-1, 1] -> W+ codes (B, L, D): encoder output + latent_avg (pSp, sec. 3)."""
         if self.encoder is None:
-            raise InputError(f"{self.name} has no encoder; name a file that has one with --encoder FILE.")
-        images, size = images.to(self.device).float(), self.encoder.size
-        if images.shape[2:] != (size, size):
-            images = F.interpolate(images, (size, size), mode="bilinear", align_corners=False,
-                                   antialias=images.shape[2] > size)
+            raise InputError(self.why_no_encoder)
+        images, H, W = images.to(self.device).float(), *images.shape[2:]
+        height, width = self.encoder.height, self.encoder.size
+        if height < width and H == W:                  # of cars: 4 : 3, in the middle rows of the square
+            images = images[:, :, H // 8:H - H // 8]
+        if images.shape[2:] != (height, width):
+            images = F.interpolate(images, (height, width), mode="bilinear", align_corners=False,
+                                   antialias=W > width)
         return self.encoder(images) + self.start
 
     @torch.no_grad()
-    def render(self, codes, dtype=torch.float32, noise="const"):
-        """W+ codes (B, L, D) -> pictures (B, 3, size, size), about [-1, 1], not clamped; noise: "const" or "none"."""
-        return self.generator(codes.to(self.device).float(), dtype=dtype, noise=noise)
+    def render(self, codes, dtype=torch.float32):
+        """W+ codes (B, L, D) -> pictures (B, 3, size, size), about [-1, 1], not clamped."""
+        return self.generator(codes.to(self.device).float(), dtype=dtype)
 
     @torch.no_grad()
     def map(self, z, truncation=1.0):
-        """z (B, Z), standard normal -> W+ (B, L, D), truncated towards latent_avg."""
-        return self.generator.map(z.to(self.device).float(), truncation, self.latent_avg)
+        """z (B, Z), standard normal -> W+ (B, L, D), every row the same w, truncated towards latent_avg."""
+        w = self.generator.style(z.to(self.device).float())
+        w = w[:, None].expand(-1, self.L, -1)                               # (B, L, D)
+        return w if truncation == 1.0 else self.latent_avg + truncation * (w - self.latent_avg)
+
+
+# Which file is this? Told by its content, never by its name ------------------------------------------------
+
+# How files begin that are no checkpoints: (pattern of the first bytes, what to say)
+BEGINNINGS = (
+    (rb"(?i)(\xef\xbb\xbf)?\s*<(!doctype|html|head|body|\?xml)", "it is a web page, such as Google Drive's "
+     "warning or a login; download the file itself in a browser or with gdown."),
+    (rb"version https://git-lfs", "it is a pointer of git-lfs; run `git lfs pull` in its repository."),
+    (rb"\x1f\x8b|BZh|\xfd7zXZ|7z\xbc\xaf|Rar!|\x28\xb5\x2f\xfd", "it is compressed (gz, bz2, xz, 7z, rar, "
+     "zst); unpack it and name the file in it."),
+    (rb"(?s).{257}ustar", "it is a tar archive; unpack it and name the file in it."),
+    (rb"(?s).{3}\0{5}\{", "it is of safetensors; convert it by "
+     'torch.save(safetensors.torch.load_file("FILE"), "model.pt") and name model.pt.'),
+    (rb"\x08[\x01-\x20]\x12", "it is ONNX, a compiled network; name the checkpoint that it was made from."),
+    (rb"\x89HDF", "it is HDF5, of Keras perhaps; name a PyTorch checkpoint."),
+    (rb"\x93NUMPY", "it is an array, of codes perhaps; name the image model's file."),
+    (rb"\x89PNG|\xff\xd8\xff|GIF8|RIFF|(?s:....)ftyp", "it is a picture or video; name a model's file."),
+    (rb"\Z", "it is empty; get it again."),
+)
+# Networks of other makers: (pattern of the dotted names of their weights, what they are)
+OTHERS = (
+    (r"synthesis\.(L\d+_\d+_\d+|input\.(freqs|weight))", "a StyleGAN3, another network"),
+    (r"superresolution\.|backbone\.(synthesis|mapping)\.", "an EG3D, another network"),
+    (r"\.iwt\.", "a SWAGAN, which draws wavelets"),
+    (r"(^|\.)res\.\d+\.conv", "a DualStyleGAN, which takes two codes"),
+    (r"(^|\.)(G|GE)\.(initial_|blocks\.)", "of lucidrains/stylegan2-pytorch, another network"),
+    (r"modulated_conv\.|condition_scale|stylegan_decoder", "of GFPGAN or BasicSR, another layout"),
+    (r"mapping\.dense\d|synthesis\.layer\d+\.", "of genforce, another layout"),
+    (r"style_mapping\.|style_modulation\.|constant_input", "of OpenMMLab, another layout"),
+    (r"progression\.\d", "a StyleGAN of the first kind, another network"),
+    (r"(^|\.)(rows_norm|hallucinate)\.", "a motion model of train.py, which --motion takes"),
+    (r"(?s)body\.\d.*output_layer\.\d", "a network that recognises faces (IR-SE50) and gives no codes"),
+)
+GOOD = "name a pSp, e4e, rosinality or NVIDIA StyleGAN2 checkpoint with --model, or use --model faces128."
+# What encoders read that do not read 3 channels
+READS = {1: "a sketch", 4: "a picture and an age, as SAM's", 19: "a segmentation map",
+         6: "a picture and the last try, as ReStyle's, which is iterative"}
+# Names of a layer's weights: stylegan2-ada-pytorch's and rosinality's
+LAYER = {"weight": "conv.weight", "bias": "activate.bias", "noise_strength": "noise.weight",
+         "affine.weight": "conv.modulation.weight", "affine.bias": "conv.modulation.bias"}
+
+
+def count(pattern, names):
+    return sum(re.fullmatch(pattern, name) is not None for name in names)
+
+
+def below(leaves, prefix):
+    return {name[len(prefix):]: value for name, value in leaves.items() if name.startswith(prefix)}
+
+
+def average_in(leaves):
+    """latent_avg of a file, or None."""
+    names = [name for name in leaves if name.split(".")[-1] == "latent_avg"]
+    return leaves[min(names, key=len)] if names else None
+
+
+def find_generator(leaves):
+    """Weights of the file's generator under rosinality's names, latent_avg or None, lr_mlp, clamp."""
+    names = "\n".join(leaves)
+    for pattern, what in OTHERS:
+        if re.search(pattern, names, re.MULTILINE):
+            raise InputError(f"it is {what}; {GOOD}")
+
+    def rank(prefix):                                   # a pSp file's decoder first, then running averages
+        return not prefix.endswith("decoder."), "ema" not in prefix.lower()
+
+    pattern = re.compile(r"((?:.*\.)?)(conv1\.conv\.modulation\.weight|synthesis\.b4\.const)")
+    found = sorted((match[1] for match in map(pattern.fullmatch, leaves) if match), key=rank)
+    if not found and re.search(r"styles\.0\.linear\.weight", names):
+        raise InputError("it holds an encoder only; name a generator with --model and this with --encoder.")
+    if not found:
+        some = [name for name, value in leaves.items() if isinstance(value, torch.Tensor)][:3]
+        some = f"weights called {', '.join(some)}" if some else "no weights"
+        raise InputError(f"it holds no StyleGAN2 generator ({some}); {GOOD}")
+    if len(found) > 1 and rank(found[0]) == rank(found[1]):
+        raise InputError(f"it holds several generators ({', '.join(found)}); keep one of them.")
+
+    weights = below(leaves, found[0])
+    if "synthesis.b4.const" in weights:
+        return from_nvidia(weights)
+    return weights, average_in(leaves), float(leaves.get("opts.lr_mlp") or 0.01), None
+
+
+def from_nvidia(leaves):
+    """What find_generator returns, from a generator of stylegan2-ada-pytorch."""
+    if leaves.get("c_dim") or "mapping.embed.weight" in leaves:
+        raise InputError("the generator is conditional (it needs class labels); use an unconditional one.")
+    kinds = {value for name, value in leaves.items() if name.endswith(".architecture")} - {"skip"}
+    if kinds or "synthesis.b4.torgb.weight" not in leaves:
+        kinds = ", ".join(kinds) or "resnet or orig"
+        raise InputError(f"the generator's architecture is {kinds}; only skip is supported.")
+    for name, value in leaves.items():
+        if name.endswith("resample_filter") and not torch.allclose(4 * value.float(), fir_kernel(4.0)):
+            raise InputError(f"the generator resamples with another filter than [1, 3, 3, 1]; {GOOD}")
+
+    names = {"synthesis.b4.const": "input.input"}
+    for k in range(count(r"mapping\.fc\d+\.weight", leaves)):
+        names.update({f"mapping.fc{k}.{part}": f"style.{k + 1}.{part}" for part in ("weight", "bias")})
+    for k in range(10):                                 # blocks of 4 * 2^k px
+        block = f"synthesis.b{4 * 2 ** k}"
+        layers = {"conv0": f"convs.{2 * k - 2}", "conv1": f"convs.{2 * k - 1}", "torgb": f"to_rgbs.{k - 1}"}
+        for layer, ours in (layers if k else {"conv1": "conv1", "torgb": "to_rgb1"}).items():
+            names.update({f"{block}.{layer}.{part}": f"{ours}.{name}" for part, name in LAYER.items()})
+        names[f"{block}.torgb.bias"] = f"{ours}.bias"
+        names[f"{block}.conv0.noise_const"] = f"noises.noise_{2 * k - 1}"
+        names[f"{block}.conv1.noise_const"] = f"noises.noise_{2 * k}"
+    weights = {names[name]: value for name, value in leaves.items() if name in names}
+    clamp, gain = leaves.get("synthesis.b4.conv1.conv_clamp"), leaves.get("mapping.fc0.bias_gain", 0.01)
+    return weights, leaves.get("mapping.w_avg"), float(gain), clamp
+
+
+def filled(module, weights, optional=()):
+    """The module with weights taken from a dict by name; optional: endings of names that may be absent."""
+    state = module.state_dict()
+    for name, value in state.items():
+        if name in weights and weights[name].squeeze().shape == value.squeeze().shape:
+            state[name] = weights[name].reshape(value.shape).float()
+        elif name in weights:
+            raise InputError(f"{name} has shape {(*weights[name].shape,)}, not {(*value.shape,)}; {GOOD}")
+        elif not name.endswith(tuple(optional)):
+            raise InputError(f"it is not complete ({name} is missing); {GOOD}")
+    module.load_state_dict(state)
+    return module
 
 
 def generator_from(weights, lr_mlp=0.01, clamp=None):
-    """Generator whose sizes are read off a rosinality-style state dict; noise maps that are absent are drawn (seed 0)."""
-    D = weights["conv1.conv.modulation.weight"].shape[1]
-    mlp = sorted({int(name.split(".")[1]) for name in weights if name.startswith("style.")})
-    Z = weights["style.1.weight"].shape[1] if mlp else D
-    channels, k = {4: weights["input.input"].shape[1]}, 0
+    """Generator, sizes read off weights under rosinality's names; absent noise maps are drawn (seed 0)."""
+    start, colours = weights["input.input"], weights["to_rgb1.conv.weight"].shape[-4]
+    if start.shape[-2:] != (4, 4):
+        raise InputError(f"its pictures are not square ({start.shape[-1]} : {start.shape[-2]}); {GOOD}")
+    if colours != 3:
+        raise InputError(f"its pictures have {colours} colour channels, not the 3 of RGB; {GOOD}")
+
+    D, n_mlp = weights["conv1.conv.modulation.weight"].shape[1], count(r"style\.\d+\.weight", weights)
+    Z = weights["style.1.weight"].shape[1] if n_mlp else D
+    channels, k = {4: start.shape[-3]}, 0
     while f"convs.{2 * k}.conv.weight" in weights:
-        channels[8 * 2 ** k] = weights[f"convs.{2 * k}.conv.weight"].shape[1]
+        channels[8 * 2 ** k] = weights[f"convs.{2 * k}.conv.weight"].shape[-4]
         k += 1
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        generator = Generator(4 * 2 ** k, D, Z, len(mlp), channels, lr_mlp, clamp)
-    wanted = generator.state_dict()
-    absent = {name for name in wanted if name not in weights and not name.startswith("noises.")}
-    if absent:
-        raise KeyError(f"{sorted(absent)[0]} is missing")
-    generator.load_state_dict({**wanted, **{name: weights[name].float() for name in wanted if name in weights}})
-    return generator
+        generator = Generator(4 * 2 ** k, D, Z, n_mlp, channels, lr_mlp, clamp)
+    noises = [f"noise_{k}" for k in range(generator.L - 1)]
+    return filled(generator, weights, [*noises, ".kernel", ".noise.weight"])
 
 
-def encoder_from(weights, kind="GradualStyleEncoder"):
-    """GradualStyleEncoder whose sizes are read off a state dict with upstream's names. kind: `encoder_type` of opts."""
-    if kind not in ("GradualStyleEncoder", "Encoder4Editing"):
-        raise InputError(f"the encoder is a {kind}, which gives no code per style row; use one that pSp trained as "
-                         f"GradualStyleEncoder or e4e as Encoder4Editing.")
-    convs = [weights[f"body.{k}.res_layer.1.weight"] for k in range(sum("res_layer.1.weight" in n for n in weights))]
-    widths, depths = [], []
-    for out in (len(w) for w in convs):
-        if not widths or out != widths[-1]:
-            widths, depths = widths + [out], depths + [0]
-        depths[-1] += 1
-    L = len({name.split(".")[1] for name in weights if name.startswith("styles.")})
+def encoder_from(leaves):
+    """Encoder of a pSp or e4e file, sizes read off the weights. Raises InputError with why there is none."""
+    end = "input_layer.0.weight"
+    found = [name.removesuffix(end) for name in leaves if name.endswith(end)]
+    if not found:
+        raise InputError("it has no encoder; name a pSp or e4e file that has one with --encoder.")
+    weights = below(leaves, min(found, key=lambda prefix: not re.search(r"(^|\.)encoder\.$", prefix)))
+    kind, channels = str(leaves.get("opts.encoder_type") or "GradualStyleEncoder"), weights[end].shape[1]
+    if channels != 3:
+        raise InputError(f"its encoder reads {channels} channels ({READS.get(channels, 'something else')}), "
+                         f"not the 3 of a picture; name a pSp or e4e file with --encoder.")
+    if kind not in ("GradualStyleEncoder", "Encoder4Editing") or "latlayer1.weight" not in weights:
+        raise InputError(f"its encoder is a {kind}, neither pSp's GradualStyleEncoder nor e4e's "
+                         f"Encoder4Editing; name a file of these with --encoder.")
+
+    # {width: depth} of the four stages
+    units = range(count(r"body\.\d+\.res_layer\.1\.weight", weights))
+    stages = collections.Counter(len(weights[f"body.{k}.res_layer.1.weight"]) for k in units)
     D, head = weights["styles.0.linear.weight"].shape
-    coarse = sum(name.startswith("styles.0.convs.") and name.endswith("weight") for name in weights)
-    encoder = GradualStyleEncoder(L, D, 16 * 2 ** coarse, depths, widths, head, deltas=kind == "Encoder4Editing")
-    encoder.load_state_dict({name: weights[name].float() for name in encoder.state_dict()})
-    return encoder
+    size = 16 * 2 ** count(r"styles\.0\.convs\.\d+\.weight", weights)
+    L = count(r"styles\.\d+\.linear\.weight", weights)
+    blocks = count(r".*decoder\.to_rgbs\.\d+\.bias", leaves)
+    L = min(L, 2 * blocks + 2) if blocks else L         # rows beyond the decoder's: pSp of 2020 always had 18
+    encoder = GradualStyleEncoder(L, D, size, [*stages.values()], [*stages], head, kind == "Encoder4Editing")
+    if str(leaves.get("opts.dataset_type")).startswith("cars"):
+        encoder.height = 3 * size // 4                  # 192 x 256 (e4e, configs/transforms_config.py)
+    return filled(encoder, weights)
 
 
-# Reading files without running what is in them ---------------------------------------------------------------------
+# Reading without executing: every name in a file is looked up in ALLOWED and nowhere else -------------------
 
 class Pickled:
-    """An object of an NVIDIA pickle: the attributes it was saved with, never its class or source text."""
-    __slots__ = "class_name", "state"
+    """An object of a file: what it was saved with, never its class or source text."""
+    __slots__ = ("state",)
 
-    def __init__(self, meta):
-        self.class_name, self.state = str(meta["class_name"]), dict(meta["state"])
-
-    def tensors(self, prefix=""):
-        """{dotted name: tensor} of all parameters and buffers below."""
-        found = {}
-        for group in ("_parameters", "_buffers"):
-            found.update({prefix + n: v for n, v in self.state.get(group, {}).items() if isinstance(v, torch.Tensor)})
-        for name, child in self.state.get("_modules", {}).items():
-            if isinstance(child, Pickled):
-                found.update(child.tensors(f"{prefix}{name}."))
-        return found
-
-    def child(self, name):
-        return self.state["_modules"][name]
-
-
-class NumpyType:
-    """numpy.dtype of a pickle: a letter and a byte order; only plain numbers."""
-    __slots__ = "code", "order"
-
-    def __init__(self, code, *_):
-        self.code, self.order = str(code), "="
+    def __new__(cls, *arguments):
+        if arguments:
+            raise InputError(f"it calls {cls.__name__}, which no network needs; do not use it.")
+        self = super().__new__(cls)
+        self.state = {}
+        return self
 
     def __setstate__(self, state):
-        self.order = "=" if state[1] == "|" else str(state[1])
+        for part in state if isinstance(state, tuple) else (state,):        # (__dict__, slots) or __dict__
+            self.state.update(part or {})
 
-    def number(self, data):
-        if not re.fullmatch("[fiub][1248]", self.code) or self.order not in "<>=":
-            raise pickle.UnpicklingError(f"a number of type {self.code}")
-        return np.frombuffer(data, np.dtype(self.order + self.code))[0].item()
+    def __setitem__(self, name, value):                                     # kinds of dict
+        self.state[name] = value
 
 
-def storage_from(data):
-    """Bytes of a torch storage -> storage. torch's own _load_from_bytes would unpickle them without restriction."""
-    storage = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-    if not isinstance(storage, torch.storage.TypedStorage):
-        raise pickle.UnpicklingError("bytes that are no storage")
-    return storage
+def persistent(meta):
+    """An object that stylegan2-ada-pytorch's persistence saved."""
+    thing = Pickled()
+    thing.state.update(meta["state"])
+    return thing
+
+
+class Ordered(dict):
+    """OrderedDict of a file, without the attributes that it may carry (_metadata)."""
+    __slots__ = ()
+
+    def __setstate__(self, state):
+        pass
+
+
+class Numpy:
+    """A numpy.dtype (code is set) or numpy.ndarray of a file; only plain numbers."""
+    __slots__ = "code", "array"
+
+    def __init__(self, code="", *_):
+        self.code, self.array = str(code), None
+
+    def __setstate__(self, state):
+        if self.code:                                                       # version, byte order, ...
+            self.code = str(state[1]).replace("|", "=") + self.code
+        else:                                                           # version, shape, dtype, order, bytes
+            self.array = state[2].numbers(state[4]).reshape(state[1], order="F" if state[3] else "C")
+
+    def numbers(self, data):
+        if not re.fullmatch("[<>=]?[fiub][1248]", self.code):
+            raise pickle.UnpicklingError(f"numbers of type {self.code}")
+        dtype = np.dtype(self.code)
+        return np.frombuffer(data, dtype).astype(dtype.newbyteorder("="))
 
 
 def tensor_from(storage, offset, size, stride, *_):
-    """A tensor that lies inside its storage and is no larger than it."""
-    if not isinstance(storage, torch.storage.TypedStorage):
-        raise pickle.UnpicklingError("a tensor without a storage")
-    data, dtype = storage._untyped_storage, storage.dtype
-    if offset < 0 or (math.prod(size) + offset) * dtype.itemsize > data.nbytes():
+    """A tensor that lies inside its storage, a flat tensor, and is no larger than it."""
+    if offset < 0 or offset + math.prod(size) > storage.numel():
         raise pickle.UnpicklingError("a tensor larger than its storage")
-    return torch.empty(0, dtype=dtype).set_(data, offset, tuple(size), tuple(stride))
+    return storage.as_strided(tuple(size), tuple(stride), offset)
 
 
 class Callable:
-    """A function that a pickle may call, without attributes that a pickle could change."""
-    __slots__ = "function",
+    """A function that a file may call, without attributes that a file could change."""
+    __slots__ = ("function",)
 
     def __init__(self, function):
         object.__setattr__(self, "function", function)
@@ -713,31 +860,127 @@ class Callable:
         return self.function(*args)
 
 
-class PassiveUnpickler(pickle.Unpickler):
-    """Reads pickles of stylegan2-ada-pytorch. Every name in the file is looked up here and nowhere else."""
+STORAGES = {"Float": torch.float32, "Half": torch.float16, "BFloat16": torch.bfloat16,
+            "Double": torch.float64, "Long": torch.int64, "Int": torch.int32, "Short": torch.int16,
+            "Char": torch.int8, "Byte": torch.uint8, "Bool": torch.bool}
+FUNCTIONS = {
+    "collections.defaultdict": lambda *_: Ordered(),
+    "torch_utils.persistence._reconstruct_persistent_obj": persistent,
+    "torch._utils._rebuild_tensor": tensor_from,
+    "torch._utils._rebuild_tensor_v2": tensor_from,
+    "torch._utils._rebuild_parameter": lambda tensor, *_: tensor,
+    "torch.storage._load_from_bytes": lambda data: read_legacy(io.BytesIO(data)),
+    "torch.Size": lambda sizes: str(sizes),
+    "torch.device": lambda *parts: ":".join(map(str, parts)),
+    "numpy.dtype": Numpy,
+    "numpy.core.multiarray.scalar": lambda dtype, data: dtype.numbers(data).item(),
+    "numpy.core.multiarray._reconstruct": lambda *_: Numpy(),
+    "pathlib.Path": lambda *parts: "/".join(parts),
+    "_codecs.encode": lambda text, coding: text.encode("latin1"),           # bytes in pickles of protocol 2
+}
+ALLOWED = {
+    **{name: Callable(function) for name, function in FUNCTIONS.items()},
+    **{f"torch.{name}Storage": dtype for name, dtype in STORAGES.items()},
+    "collections.OrderedDict": Ordered, "builtins.dict": Ordered, "dnnlib.util.EasyDict": Ordered,
+    "builtins.set": set,
+}
+# Other names of the same: of Python 2, of NumPy 2, of each system
+SAME = ((r"^__builtin__\.", "builtins."), (r"^numpy\._core\.", "numpy.core."),
+        (r"^pathlib\.(_local\.)?(Pure)?(Posix|Windows)?Path$", "pathlib.Path"))
 
-    ALLOWED = {
-        ("collections", "OrderedDict"): collections.OrderedDict, ("builtins", "set"): set, ("__builtin__", "set"): set,
-        ("dnnlib.util", "EasyDict"): dict,
-        ("torch_utils.persistence", "_reconstruct_persistent_obj"): Callable(Pickled),
-        ("torch._utils", "_rebuild_parameter"): Callable(lambda tensor, *_: tensor),
-        ("torch._utils", "_rebuild_tensor_v2"): Callable(tensor_from),
-        ("torch.storage", "_load_from_bytes"): Callable(storage_from),
-        ("numpy", "dtype"): Callable(NumpyType),
-        ("numpy.core.multiarray", "scalar"): Callable(lambda dtype, data: dtype.number(data)),
-        ("numpy._core.multiarray", "scalar"): Callable(lambda dtype, data: dtype.number(data)),
-    }
+
+class PassiveUnpickler(pickle.Unpickler):
+    """storage: (dtype, key, count) -> flat tensor, for files of torch.save."""
+
+    def __init__(self, file, storage=None):
+        super().__init__(file, encoding="utf-8")
+        self.storage = storage
 
     def find_class(self, module, name):
-        if module.startswith("dnnlib.tflib"):
-            raise InputError("it is a TensorFlow pickle; convert it with legacy.py of stylegan2-ada-pytorch, or take the "
-                             "PyTorch file, https://nvlabs-fi-cdn.nvidia.com/stylegan2-ada-pytorch/pretrained/ffhq.pkl.")
-        if (module, name) not in self.ALLOWED:
-            raise pickle.UnpicklingError(f"{module}.{name}, which is no part of a network")
-        return self.ALLOWED[module, name]
+        name = f"{module}.{name}"
+        if name.startswith("dnnlib.tflib"):
+            raise InputError("it is a TensorFlow pickle; convert it with legacy.py of stylegan2-ada-pytorch, "
+                             "or take a PyTorch file, such as https://nvlabs-fi-cdn.nvidia.com/"
+                             "stylegan2-ada-pytorch/pretrained/ffhq.pkl.")
+        for pattern, usual in SAME:
+            name = re.sub(pattern, usual, name)
+        return ALLOWED[name] if name in ALLOWED else type(name, (Pickled,), {"__slots__": ()})
 
     def persistent_load(self, pid):
-        raise pickle.UnpicklingError("a persistent id, which is no part of a network")
+        if self.storage and pid[0] == "storage" and isinstance(pid[1], torch.dtype):
+            return self.storage(pid[1], str(pid[2]), int(pid[4]))
+        if self.storage and pid[0] == "module" and issubclass(pid[1], Pickled):     # a class and its source
+            return pid[1]
+        raise pickle.UnpicklingError("a persistent id that is no storage")
+
+
+def flat_tensor(data, count, dtype):
+    """Bytes of a storage -> (count,)."""
+    if len(data) != count * dtype.itemsize:
+        raise pickle.UnpicklingError("a storage of another size than it says")
+    return torch.frombuffer(bytearray(data), dtype=dtype) if count else torch.empty(0, dtype=dtype)
+
+
+def read_zip(file):
+    """What torch.save writes: a zip archive of a pickle and the storages that it names, not compressed."""
+    archive, storages = zipfile.ZipFile(file), {}
+    names = archive.namelist()
+    root = next((n.removesuffix("data.pkl") for n in names if re.fullmatch(r"([^/]+/)?data\.pkl", n)), None)
+    if root is None:
+        raise InputError(f"it is a zip archive ({', '.join(names[:3])}); unpack it and name the file in it.")
+    if f"{root}constants.pkl" in names:
+        raise InputError("it is TorchScript, a compiled network; name the checkpoint that it was made from.")
+    if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
+        raise pickle.UnpicklingError("a zip archive that torch.save did not write")
+
+    def storage(dtype, key, count):
+        if (key, dtype) not in storages:
+            storages[key, dtype] = flat_tensor(archive.read(f"{root}data/{key}"), count, dtype)
+        return storages[key, dtype]
+
+    return PassiveUnpickler(archive.open(f"{root}data.pkl"), storage).load()
+
+
+def read_legacy(file):
+    """What torch.save wrote before 1.6: three pickles of versions, the object, storage keys; storages."""
+    for _ in range(3):
+        PassiveUnpickler(file).load()
+    here, storages = file.tell(), {}
+    room = file.seek(0, os.SEEK_END) - here
+    file.seek(here)
+
+    def storage(dtype, key, count):                     # filled below
+        if not 0 <= count * dtype.itemsize <= room:
+            raise pickle.UnpicklingError("a storage larger than the file")
+        if key not in storages:
+            storages[key] = torch.empty(count, dtype=dtype)
+        return storages[key]
+
+    thing = PassiveUnpickler(file, storage).load()
+    for key in PassiveUnpickler(file).load():
+        flat, count = storages[key], int.from_bytes(file.read(8), "little")
+        flat.copy_(flat_tensor(file.read(flat.nbytes), count, flat.dtype))
+    return thing
+
+
+def leaves_of(thing, prefix="", seen=()):
+    """{dotted path: tensor, number or word} of what a dict or network holds, less DataParallel's `module.`"""
+    leaves, seen = {}, seen or {id(thing)}              # what a file holds twice is read once
+    parts = thing
+    if isinstance(thing, Pickled):
+        parts = dict(thing.state)
+        for group in ("_parameters", "_buffers", "_modules"):
+            parts.update(parts.pop(group, None) or {})
+    for name, value in parts.items():
+        path = re.sub(r"(^|\.)(module|_orig_mod)\.", r"\1", f"{prefix}{name}")
+        if isinstance(value, (dict, Pickled)) and id(value) not in seen:
+            seen.add(id(value))
+            leaves.update(leaves_of(value, f"{path}.", seen))
+        elif isinstance(value, Numpy) and value.array is not None:
+            leaves[path] = torch.from_numpy(value.array)
+        elif isinstance(value, (torch.Tensor, int, float, str, type(None))):
+            leaves[path] = value
+    return leaves
 
 
 def sha256_of(path):
@@ -748,117 +991,64 @@ def sha256_of(path):
     return digest.hexdigest()
 
 
-LEGACY = pickle.dumps(0x1950a86a20f9469cfc6c, 2)                                # how torch files before 1.6 begin
+@contextlib.contextmanager
+def reading(path):
+    """What goes wrong inside becomes one sentence that names the file."""
+    try:
+        yield
+    except InputError as error:
+        raise InputError(f"{path} cannot be used: {error}") from None
+    except Exception as error:                          # pickle, zipfile and torch raise a dozen types
+        why = " ".join(str(error).split())[:100] or type(error).__name__
+        raise InputError(f"{path} cannot be read as a checkpoint ({why}); it may be cut short or of another "
+                         f"format: get it again or name another file.") from None
 
 
 def read_checkpoint(path):
-    """What a file holds, a dict, and the file's sha256. torch files and NVIDIA's pickles, told apart by their content."""
-    try:
-        sha256 = sha256_of(path)
-        with open(path, "rb") as file:
-            start = file.read(len(LEGACY))
-            file.seek(0)
-            if start[:4] == b"PK\3\4" or start == LEGACY:
-                # rosinality's training files hold their options as a Namespace, which is passive too
-                with torch.serialization.safe_globals([argparse.Namespace]):
-                    checkpoint = torch.load(file, map_location="cpu", weights_only=True)
-            else:
-                checkpoint = PassiveUnpickler(file).load()
-    except FileNotFoundError:
-        raise InputError(f"{path} does not exist; name an image model that does with --model.") from None
-    except InputError as error:
-        raise InputError(f"{path} cannot be used: {error}") from None
-    except Exception as error:                                                  # torch and pickle raise a dozen types
-        why = str(error).splitlines()[0][:100] if isinstance(error, pickle.UnpicklingError) and start[:1] == b"\x80" \
-            else type(error).__name__
-        raise InputError(f"{path} cannot be read as a torch checkpoint or NVIDIA pickle ({why}); it may be cut short or of "
-                         f"another format: get it again or name another file.") from None
-    if not isinstance(checkpoint, dict):
-        raise InputError(f"{path} holds no dict of weights; name an image model checkpoint with --model.")
-    return checkpoint, sha256
+    """A file's {dotted path: tensor, number or word} and its sha256. Nothing in it is executed."""
+    if re.match(r"[A-Za-z]{2,}:/", str(path)):
+        raise InputError(f"{path} is an address; download the file and give its path.")
+    if Path(path).is_dir():
+        raise InputError(f"{path} is a folder; name the file in it.")
+    if not Path(path).exists():
+        raise InputError(f"{path} does not exist; name an image model that does with --model.")
+    with reading(path), open(path, "rb") as file:
+        start = file.read(512)
+        file.seek(0)
+        for pattern, what in BEGINNINGS:
+            if re.match(pattern, start):
+                raise InputError(what)
+        if start[:2] == b"PK":
+            thing = read_zip(file)
+        elif start.startswith(pickle.dumps(0x1950a86a20f9469cfc6c, 2)):     # torch's magic number
+            thing = read_legacy(file)
+        else:
+            thing = PassiveUnpickler(file).load()
+        if not isinstance(thing, (dict, Pickled)):
+            raise InputError(f"it holds a {type(thing).__name__} and no network; {GOOD}")
+        return leaves_of(thing), sha256_of(path)
 
 
-def from_nvidia(G):
-    """G_ema of stylegan2-ada-pytorch -> weights under rosinality's names, latent_avg, lr_mlp, clamp."""
-    mapping, synthesis = G.child("mapping"), G.child("synthesis")
-    if "b4" not in synthesis.state["_modules"]:
-        raise InputError("it holds no StyleGAN2 (of StyleGAN3, perhaps); use a pickle of stylegan2-ada-pytorch.")
-    if G.state.get("c_dim") or mapping.state.get("c_dim"):
-        raise InputError("the generator is conditional (it needs class labels); use an unconditional one.")
-    blocks = {int(name[1:]): block for name, block in synthesis.state["_modules"].items() if name[1:].isdigit()}
-    for block in blocks.values():
-        if block.state.get("architecture", "skip") != "skip":
-            raise InputError(f"the generator's architecture is {block.state['architecture']}; only skip is supported.")
-    found, weights = {**mapping.tensors("mapping."), **synthesis.tensors()}, {}
-    clamps = {block.child("conv1").state.get("conv_clamp") for block in blocks.values()}
-    if len(clamps) > 1:
-        raise InputError("the layers have different conv_clamp; only one value for all is supported.")
-
-    def layer(source, target, k=None):
-        weights[f"{target}.conv.weight"] = found[f"{source}.weight"][None]
-        for part in ("weight", "bias"):
-            weights[f"{target}.conv.modulation.{part}"] = found[f"{source}.affine.{part}"]
-        if k is None:                                                           # to RGB
-            weights[f"{target}.bias"] = found[f"{source}.bias"].reshape(1, 3, 1, 1)
-            return
-        weights[f"{target}.activate.bias"] = found[f"{source}.bias"]
-        strength = found.get(f"{source}.noise_strength", torch.zeros(()))
-        weights[f"{target}.noise.weight"] = strength.reshape(1)
-        if f"{source}.noise_const" in found:
-            weights[f"noises.noise_{k}"] = found[f"{source}.noise_const"][None, None]
-
-    for k in range(sum(name.endswith(".weight") and name.startswith("mapping.fc") for name in found)):
-        for part in ("weight", "bias"):
-            weights[f"style.{k + 1}.{part}"] = found[f"mapping.fc{k}.{part}"]
-    weights["input.input"] = found["b4.const"][None]
-    layer("b4.conv1", "conv1", 0)
-    layer("b4.torgb", "to_rgb1")
-    for n, r in enumerate(sorted(blocks)[1:]):
-        layer(f"b{r}.conv0", f"convs.{2 * n}", 2 * n + 1)
-        layer(f"b{r}.conv1", f"convs.{2 * n + 1}", 2 * n + 2)
-        layer(f"b{r}.torgb", f"to_rgbs.{n}")
-        weights[f"convs.{2 * n}.conv.blur.kernel"] = weights[f"to_rgbs.{n}.upsample.kernel"] = fir_kernel(4.0)
-        for name in (f"b{r}.resample_filter", f"b{r}.conv0.resample_filter"):
-            if name in found and not torch.allclose(4 * found[name].float(), fir_kernel(4.0)):
-                raise InputError("the generator resamples with another filter than [1, 3, 3, 1]; that is not supported.")
-    lr_mlp = mapping.child("fc0").state.get("bias_gain", 0.01)
-    return weights, found["mapping.w_avg"], float(lr_mlp), clamps.pop()
-
-
-def encoder_of(checkpoint):
-    """Encoder of a pSp or e4e file, None where there is none, and whether its output is added to latent_avg."""
-    opts, parts = checkpoint.get("opts") or {}, checkpoint.get("state_dict") or {}
-    weights = {n[len("encoder."):]: v for n, v in parts.items() if n.startswith("encoder.")}
-    e = encoder_from(weights, opts.get("encoder_type", "GradualStyleEncoder")) if weights else None
-    return e, bool(opts.get("start_from_latent_avg", True))
-
+# Fetching --------------------------------------------------------------------------------------------------
 
 def cache_folder():
-    """Where fetched models are kept: $STYLEVIDEOGAN_CACHE, or else where the platform keeps such things."""
-    if os.environ.get("STYLEVIDEOGAN_CACHE"):
-        return Path(os.environ["STYLEVIDEOGAN_CACHE"])
-    if sys.platform == "win32":
-        return Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local") / "stylevideogan"
-    if sys.platform == "darwin":
-        return Path.home() / "Library" / "Caches" / "stylevideogan"
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "stylevideogan"
+    """Where fetched models are kept: $STYLEVIDEOGAN_CACHE, or .cache/stylevideogan in the home folder."""
+    return Path(os.environ.get("STYLEVIDEOGAN_CACHE") or Path.home() / ".cache" / "stylevideogan")
 
 
 def fetch(file, url, sha256=None, option="--model"):
     """Path of an official file in the cache folder, fetched at first use, and the sha256 that it must have.
 
-    A download that was cut off goes on where it stopped. Where no sha256 is published, that of the first download is
-    printed, written beside the file, and demanded from then on. Raises InputError with what to do by hand; option: the one that
-    names such a file.
+    A download that was cut off goes on where it stopped. Where no sha256 is published, that of the first
+    download is printed, written beside the file, and demanded from then on. Raises InputError with what to do
+    by hand; option: the one that names such a file.
     """
     path = cache_folder() / file
     part, pin = path.with_name(f"{file}.part"), path.with_name(f"{file}.sha256")
     try:
         if not path.exists():
-            try:
-                import gdown                                                    # only here: the rest needs torch and numpy
-            except ImportError:
-                raise OSError("the package gdown is not installed") from None
+            import gdown  # only here: all else needs torch and numpy alone
+
             print(f"Fetching {file} from {url} to {path.parent}, once; research use only.", file=sys.stderr)
             path.parent.mkdir(parents=True, exist_ok=True)
             gdown.download(url, str(part), resume=True)
@@ -868,70 +1058,86 @@ def fetch(file, url, sha256=None, option="--model"):
                 raise OSError(f"what came has sha256 {found}, not {sha256}")
             pin.write_text(found + "\n")
             os.replace(part, path)
-            print(f"{path} has sha256 {found}" + ("." if sha256 else "; no published one to compare it with, so it is "
-                                                  "this one that is demanded from now on."), file=sys.stderr)
+            known = "" if sha256 else "; none is published to compare with: it is demanded from now on"
+            print(f"{path} has sha256 {found}{known}.", file=sys.stderr)
         return path, sha256 or (pin.read_text().strip() if pin.exists() else None)
-    except Exception as error:                                                  # gdown and requests raise many types
-        raise InputError(f"{file} could not be fetched ({' '.join(str(error).split())[:200]}); download it from {url} and "
-                         f"put it at {path}, or name a file with {option}.") from None
+    except Exception as error:                          # gdown and requests raise many types
+        why = " ".join(str(error).split())[:200]
+        raise InputError(f"{file} could not be fetched ({why}); download it from {url} and put it at {path}, "
+                         f"or name a file with {option}.") from None
+
+
+# Loading ---------------------------------------------------------------------------------------------------
+
+def rows_of(average, L, D):
+    """latent_avg of a file, of one row or at least L rows, as (L, D); further rows were never used."""
+    rows = average.float().reshape(-1, average.shape[-1])
+    if rows.shape[1] != D or 1 < len(rows) < L:
+        raise InputError(f"latent_avg has shape {(*average.shape,)}, the generator takes {(L, D)}; {GOOD}")
+    return rows[:L].expand(L, D)
+
+
+def is_far(model, average):
+    """Whether an average (L, D) is another network's: a quarter of w's spread away (estimates err by 2 %)."""
+    z = torch.from_numpy(np.random.RandomState(0).standard_normal((500, model.Z)))
+    w = model.map(z)[:, 0] if model.has_actors else torch.zeros(1, model.D, device=model.device)
+    spread = (w - model.latent_avg[0]).norm(dim=1).mean()
+    return bool((average.to(model.device) - model.latent_avg).norm(dim=1).mean() > spread / 4)
+
+
+def add_encoder(model, leaves, path, own):
+    """Give the model the encoder among a file's leaves; own: whether that is the generator's file."""
+    encoder = encoder_from(leaves)
+    if (encoder.L, encoder.D) != (model.L, model.D):
+        px = 2 ** (encoder.L // 2 + 1)
+        raise InputError(f"the encoder gives {encoder.L} x {encoder.D} codes ({px} px), the generator takes "
+                         f"{model.L} x {model.D} ({model.size} px); use files that belong together.")
+    average = None if own else average_in(leaves)
+    start = model.latent_avg if average is None else rows_of(average, model.L, model.D).to(model.device)
+    if not leaves.get("opts.start_from_latent_avg", True):
+        start = torch.zeros_like(start)
+    elif is_far(model, start):
+        print(f"Warning: latent_avg of {path} is far from that of {model.name}: the encoder belongs to "
+              f"another generator, or gives codes of Z+; use files that belong together.", file=sys.stderr)
+    if encoder.height < encoder.size:
+        print(f"{path} encodes cars: it reads the middle three quarters of a square's rows.", file=sys.stderr)
+    model.encoder, model.start = encoder.eval().requires_grad_(False).to(model.device), start
 
 
 def load_image_model(name_or_path, encoder=None, device=None):
-    """Image model by name ("faces128", "ffhq", "ffhq-e4e") or path of a checkpoint; nothing in the file is executed.
+    """Image model by name (faces128, ffhq, ffhq-e4e) or path of a checkpoint; nothing in it is executed.
 
-    Told apart by content: pSp and e4e (`state_dict` with encoder.* and decoder.*, `latent_avg`, `opts`; the layout of
-    faces128 and of all that pretrain/ makes), rosinality (`g_ema`, `latent_avg`), stylegan2-ada-pytorch pickles (`G_ema`).
-    encoder: path of a pSp or e4e file whose encoder, with the average that it was trained with, goes with the generator.
-    device: cpu when None. Raises InputError with one sentence.
+    Read are files of pSp and e4e (faces128 is one, as all that pretrain/ makes), of rosinality and of
+    stylegan2-ada-pytorch: dicts, state dicts and whole networks, however wrapped. encoder: path of a pSp or
+    e4e file whose encoder, with the average that it was trained with, goes with the generator. device: cpu
+    when None. A file whose encoder cannot be used is a generator alone (why_no_encoder). Raises InputError.
     """
-    name, path, wanted = str(name_or_path), Path(name_or_path), None
-    if name in OFFICIAL and not path.exists():
-        path, wanted = fetch(*OFFICIAL[name])
-    if name == "faces128" and not path.exists():
+    name, path, published = str(name_or_path), Path(name_or_path), None
+    if name in OFFICIAL and not path.is_file():         # a folder called as a model is none
+        path, published = fetch(*OFFICIAL[name])
+    if name == "faces128" and not path.is_file():
         path = ASSETS / "faces128.pt"
-    checkpoint, sha256 = read_checkpoint(path)
-    if sha256 != (wanted or sha256):
-        raise InputError(f"{path} has sha256 {sha256}, not {wanted}; delete it, and it is fetched again.")
-    opts = checkpoint.get("opts") or {}
-    latent_avg, lr_mlp, clamp, e, from_average = checkpoint.get("latent_avg"), opts.get("lr_mlp", 0.01), None, None, True
-    try:
-        if "state_dict" in checkpoint:
-            parts = checkpoint["state_dict"]
-            weights = {n[len("decoder."):]: v for n, v in parts.items() if n.startswith("decoder.")}
-            e, from_average = encoder_of(checkpoint) if encoder is None else (None, True)
-        elif "g_ema" in checkpoint:
-            weights = checkpoint["g_ema"]
-        else:
-            weights, latent_avg, lr_mlp, clamp = from_nvidia(checkpoint["G_ema"])
+    leaves, sha256 = read_checkpoint(path)
+    if sha256 != (published or sha256):
+        raise InputError(f"{path} has sha256 {sha256}, not {published}; delete it, and it is fetched again.")
+
+    with reading(path):
+        weights, average, lr_mlp, clamp = find_generator(leaves)
         generator = generator_from(weights, lr_mlp, clamp)
-        if latent_avg is None and generator.n_mlp:                              # estimated, as upstream does
+        if average is None:                             # estimated, as upstream does
             z = torch.from_numpy(np.random.RandomState(0).standard_normal((10000, generator.Z))).float()
-            latent_avg = generator.style(z).mean(0).detach()
-        if latent_avg is None:
-            latent_avg = torch.zeros(generator.D)
-    except InputError as error:
-        raise InputError(f"{path} cannot be used: {error}") from None
-    except (KeyError, IndexError, RuntimeError, ValueError, AttributeError, TypeError) as error:
-        raise InputError(f"{path} is not a pSp, e4e, rosinality or NVIDIA StyleGAN2 checkpoint ({str(error).splitlines()[0]}); "
-                         f"name one with --model, or use --model faces128.") from None
-    model = ImageModel(generator, None, latent_avg, opts.get("name") or path.stem, sha256, device or "cpu")
+            average = generator.style(z).mean(0).detach() if generator.n_mlp else torch.zeros(generator.D)
+        average = rows_of(average, generator.L, generator.D)
+    called = str(leaves.get("opts.name") or path.stem)
+    model = ImageModel(generator, None, average, called, sha256, device or "cpu")
+
     if encoder is not None:
-        path = Path(encoder)
-        other = read_checkpoint(path)[0]
-        try:
-            e, from_average = encoder_of(other)
-            start = other.get("latent_avg")
-        except InputError as error:
-            raise InputError(f"{path} cannot be used: {error}") from None
-        except (KeyError, IndexError, RuntimeError, ValueError, AttributeError, TypeError):
-            e = None
-        if e is None:
-            raise InputError(f"{path} is not a pSp or e4e file with an encoder; name one with --encoder.")
-    if e is not None:
-        if (e.L, e.D) != (model.L, model.D):
-            raise InputError(f"{path}: the encoder gives {e.L} x {e.D} codes ({2 ** (e.L // 2 + 1)} px), the generator takes "
-                             f"{model.L} x {model.D} ({model.size} px); use files that belong together.")
-        model.encoder = e.eval().requires_grad_(False).to(model.device)
-        start = model.latent_avg if encoder is None or start is None else start.float()
-        model.start = (start if from_average else torch.zeros(model.D)).expand(model.L, model.D).to(model.device)
+        leaves, path = read_checkpoint(encoder)[0], encoder
+    try:
+        with reading(path):
+            add_encoder(model, leaves, path, own=encoder is None)
+    except InputError as error:
+        if encoder is not None:
+            raise
+        model.why_no_encoder = str(error)
     return model

@@ -29,6 +29,7 @@ import sys
 import threading
 import time
 import types
+import zipfile
 from fractions import Fraction
 from pathlib import Path
 
@@ -74,7 +75,7 @@ def assert_refused(result, *words):
 
 
 # ------------------------------------------------------------------------------------------------------------
-# models.py
+# models.py: StyleGAN2, pSp, the loader
 # ------------------------------------------------------------------------------------------------------------
 
 def area(images, side):
@@ -113,66 +114,205 @@ def test_fast_rendering_equals_the_plain_one():
     g = fill(models.Generator(64, 32, 16, 2, {4: 24, 8: 24, 16: 16, 32: 12, 64: 8}))
     w = torch.randn(3, g.L, 32, generator=torch.Generator().manual_seed(0))
     plain = speed.plain_render(g, w)
-    for ours in (g(w), torch.cat([g(part) for part in w.split(1)])):            # one picture alone takes a way of its own
+    for ours in (g(w), torch.cat([g(part) for part in w.split(1)])):        # one picture alone takes a way of its own
         assert (ours - plain).abs().max() < 1e-5 * plain.std()
 
 
 def small_checkpoint():
-    """pSp-layout checkpoint of a 32 px model with pseudo-weights (8 x 16 codes)."""
-    channels = {4: 8, 8: 8, 16: 6, 32: 4}
-    generator = fill(models.Generator(32, 16, 10, 2, channels))
+    """Generator, encoder and pSp-layout checkpoint of a 32 px model with pseudo-weights (8 x 16 codes)."""
+    generator = fill(models.Generator(32, 16, 10, 2, {4: 8, 8: 8, 16: 6, 32: 4}))
     encoder = fill(models.GradualStyleEncoder(8, 16, 32, (1, 1, 1, 1), (4, 8, 12, 16), 8))
     parts = {**{f"decoder.{n}": v for n, v in generator.state_dict().items()},
              **{f"encoder.{n}": v for n, v in encoder.state_dict().items()}}
     return generator, encoder, {"state_dict": parts, "latent_avg": torch.ones(8, 16), "opts": {"name": "small"}}
 
 
+def load(path, what, **options):
+    """What load_image_model makes of a file of torch.save."""
+    torch.save(what, path)
+    return models.load_image_model(path, **options)
+
+
 def test_load_image_model_reads_sizes_from_the_weights(tmp_path):
     generator, encoder, checkpoint = small_checkpoint()
-    torch.save(checkpoint, tmp_path / "any.bin")
-    model = models.load_image_model(tmp_path / "any.bin")
+    model = load(tmp_path / "any.bin", checkpoint)
     assert (model.size, model.L, model.D, model.Z, model.name, model.has_actors) == (32, 8, 16, 10, "small", True)
     images, z = sine_images(1, 2, 32), torch.randn(2, 10)
     assert torch.equal(model.encode(images), encoder(images) + 1)
-    assert torch.equal(model.render(model.map(z)), generator(generator.map(z)))
-    # rosinality layout, noise maps absent, encoder from another file
+    assert torch.equal(model.render(model.map(z)), generator(model.map(z)))
+    # Noise maps and the average are absent, the encoder is in another file
     bare = {n: v for n, v in generator.state_dict().items() if not n.startswith("noises.")}
-    torch.save({"g_ema": bare, "latent_avg": torch.zeros(16)}, tmp_path / "bare.pt")
-    alone = models.load_image_model(tmp_path / "bare.pt")
-    assert alone.encoder is None and torch.equal(alone.map(z), model.map(z))
-    with pytest.raises(InputError, match="no encoder"):
+    alone = load(tmp_path / "bare.pt", {"g_ema": bare})
+    assert torch.equal(alone.map(z), model.map(z))
+    assert torch.allclose(alone.latent_avg[0], generator.style(torch.randn(20000, 10)).mean(0), atol=0.1)
+    with pytest.raises(InputError, match="bare.pt.*no encoder"):
         alone.encode(images)
     paired = models.load_image_model(tmp_path / "bare.pt", encoder=tmp_path / "any.bin")
-    assert torch.equal(paired.encode(images), encoder(images) + 1)         # + the average it was trained with
+    assert torch.equal(paired.encode(images), encoder(images) + 1)          # + the average it was trained with
+    small = models.Generator(16, 16, 10, 2, {4: 6, 8: 6, 16: 6})
+    with pytest.raises(InputError, match=r"8 x 16 codes \(32 px\), the generator takes 6 x 16 \(16 px\)"):
+        load(tmp_path / "g.pt", {"g_ema": small.state_dict()}, encoder=tmp_path / "any.bin")
 
 
 def test_e4e_differs_from_psp_by_its_options_alone(tmp_path):
     """e4e's rows after the first are offsets from the first (Tov et al. 2021, sec. 4.1)."""
-    generator, encoder, checkpoint = small_checkpoint()
+    _, encoder, checkpoint = small_checkpoint()
     images = sine_images(1, 2, 32)
     w = encoder(images)
     for opts, wanted in (({"encoder_type": "Encoder4Editing"}, torch.cat([w[:, :1], w[:, :1] + w[:, 1:]], 1) + 1),
                          ({"encoder_type": "GradualStyleEncoder"}, w + 1), ({}, w + 1),
                          ({"start_from_latent_avg": False}, w)):
-        torch.save({**checkpoint, "opts": opts}, tmp_path / "e.pt")
-        assert torch.equal(models.load_image_model(tmp_path / "e.pt").encode(images), wanted), opts
-    torch.save({**checkpoint, "opts": {"encoder_type": "BackboneEncoderUsingLastLayerIntoW"}}, tmp_path / "w.pt")
-    with pytest.raises(InputError, match="w.pt.*BackboneEncoderUsingLastLayerIntoW"):
-        models.load_image_model(tmp_path / "w.pt")
-    torch.save({"g_ema": models.Generator(16, 16, 10, 2, {4: 6, 8: 6, 16: 6}).state_dict()}, tmp_path / "g.pt")
-    with pytest.raises(InputError, match=r"8 x 16 codes \(32 px\), the generator takes 6 x 16 \(16 px\)"):
-        models.load_image_model(tmp_path / "g.pt", encoder=tmp_path / "e.pt")
+        assert torch.equal(load(tmp_path / "e.pt", {**checkpoint, "opts": opts}).encode(images), wanted), opts
 
 
-def test_rosinality_training_files(tmp_path):
-    """Other networks, optimisers and options beside g_ema; an average that is absent is estimated."""
-    generator, _, _ = small_checkpoint()
-    torch.save({"g": generator.state_dict(), "g_ema": generator.state_dict(), "d": {"x": torch.zeros(3)}, "ada_aug_p": 0.0,
-                "g_optim": {"state": {}, "param_groups": [{"lr": 0.002}]}, "args": argparse.Namespace(size=32, path="/data")},
-               tmp_path / "training.pt")
-    model, z = models.load_image_model(tmp_path / "training.pt"), torch.randn(2, 10)
-    assert model.render(model.map(z)).shape == (2, 3, 32, 32) and model.generator.style[1].lr_mul == 0.01
-    assert torch.allclose(model.latent_avg[0], model.generator.style(torch.randn(20000, 10)).mean(0), atol=0.05)
+def test_e4e_for_cars_reads_the_middle_rows_of_the_square(tmp_path, capsys):
+    _, encoder, checkpoint = small_checkpoint()
+    model = load(tmp_path / "e.pt", {**checkpoint, "opts": {"dataset_type": "cars_encode"}})
+    assert "cars" in capsys.readouterr().err
+    square = sine_images(1, 1, 32)
+    codes = encoder(square[:, :, 4:28]) + 1                                 # 24 x 32, as 192 x 256
+    assert torch.equal(model.encode(square), codes) and torch.equal(model.encode(square[:, :, 4:28]), codes)
+
+
+# One generator, in every wrapper that people have it in
+
+def prefixed(prefix, weights):
+    return {prefix + name: value for name, value in weights.items()}
+
+
+WRAPPERS = {
+    "g_ema": lambda g: {"g_ema": g, "latent_avg": torch.zeros(16)},
+    "g alone": lambda g: {"g": g, "g_optim": {"state": {}, "param_groups": [{"lr": 0.002}]}},
+    "g_ema before g": lambda g: {"g": {n: v + 1 for n, v in g.items()}, "g_ema": g, "d": {"x": torch.zeros(3)}},
+    "state dict": lambda g: g,
+    "DataParallel": lambda g: {"g_ema": prefixed("module.", g)},
+    "generator": lambda g: {"generator": g},
+    "state_dict": lambda g: {"state_dict": g, "epoch": 3},
+    "decoder of another encoder": lambda g: {"state_dict": {**prefixed("decoder.", g), "hypernet.x": torch.ones(2)}},
+    "Namespace": lambda g: {"g_ema": g, "args": argparse.Namespace(size=32, path="/data")},
+    "numpy and paths": lambda g: {"g_ema": g, "latent_avg": np.zeros(16, np.float32), "opts": {
+        "ada_aug_p": np.float64(0.3), "best": np.int64(3), "where": Path("a") / "b", "device": torch.device("cpu"),
+        "size": torch.Size([3]), "kinds": {1, 2}, "more": collections.defaultdict(list, a=[1])}},
+    "half": lambda g: {"g_ema": {n: v.bfloat16() for n, v in g.items()}},
+}
+
+
+@pytest.mark.parametrize("legacy", (False, True), ids=("zip", "legacy"))
+def test_one_generator_in_every_wrapper(tmp_path, legacy):
+    g = small_checkpoint()[0]
+    w = torch.randn(1, 8, 16, generator=torch.Generator().manual_seed(0))
+    files = {what: wrap(dict(g.state_dict())) for what, wrap in WRAPPERS.items()} | {"a whole network": {"g_ema": g}}
+    for what, content in files.items():
+        torch.save(content, tmp_path / "g.pt", _use_new_zipfile_serialization=not legacy)
+        found = models.load_image_model(tmp_path / "g.pt").render(w)
+        assert (found - g(w)).abs().max() <= (0.1 if what == "half" else 0) * g(w).std(), what
+
+
+def test_rows_beyond_the_decoders_are_dropped(tmp_path):
+    """pSp of 2020 always had 18 rows, which a decoder of fewer pixels ignores."""
+    _, encoder, checkpoint = small_checkpoint()
+    parts, w = checkpoint["state_dict"], sine_images(1, 1, 32)
+    more = {n.replace("styles.7.", f"styles.{k}."): v for k in (8, 9) for n, v in parts.items() if ".styles.7." in n}
+    model = load(tmp_path / "rows.pt", {**checkpoint, "state_dict": {**parts, **more}, "latent_avg": torch.ones(10, 16)})
+    assert torch.equal(model.encode(w), encoder(w) + 1)
+    with pytest.raises(InputError, match=r"rows.pt .*latent_avg has shape \(3, 16\)"):
+        load(tmp_path / "rows.pt", {**checkpoint, "latent_avg": torch.ones(3, 16)})
+
+
+@pytest.mark.parametrize("opts, channels, words", (
+    ({}, 1, "reads 1 channels.*sketch"), ({}, 4, "4 channels.*SAM"), ({}, 6, "6 channels.*ReStyle"),
+    ({"encoder_type": "ProgressiveBackboneEncoder"}, 6, "6 channels.*ReStyle"), ({}, 19, "19 channels.*segmentation"),
+    ({"encoder_type": "BackboneEncoderUsingLastLayerIntoW"}, 3, "is a BackboneEncoderUsingLastLayerIntoW")))
+def test_a_decoder_is_read_whatever_its_encoder_is(tmp_path, opts, channels, words):
+    generator, _, checkpoint = small_checkpoint()
+    parts, name = checkpoint["state_dict"], "encoder.input_layer.0.weight"
+    parts = {**parts, name: parts[name][:, :1].repeat(1, channels, 1, 1)}
+    model = load(tmp_path / "r.pt", {**checkpoint, "state_dict": parts, "opts": opts})
+    assert model.encoder is None and torch.equal(model.render(torch.ones(1, 8, 16)), generator(torch.ones(1, 8, 16)))
+    with pytest.raises(InputError, match=f"r.pt .*{words}.*--encoder"):
+        model.encode(sine_images(1, 1, 32))
+    with pytest.raises(InputError, match=f"r.pt .*{words}"):
+        models.load_image_model("faces128", encoder=tmp_path / "r.pt")
+
+
+def test_an_encoder_of_another_generator_is_told(tmp_path, capsys):
+    _, _, checkpoint = small_checkpoint()
+    load(tmp_path / "a.pt", checkpoint, encoder=tmp_path / "a.pt")
+    assert capsys.readouterr().err == ""
+    for average in (torch.zeros(16), torch.randn(16) * 5):
+        torch.save({**checkpoint, "latent_avg": average}, tmp_path / "b.pt")
+        models.load_image_model(tmp_path / "a.pt", encoder=tmp_path / "b.pt")
+        assert capsys.readouterr().err.count("latent_avg of") == 1
+
+
+# What is no image model, and how that is said
+
+def zipped(*names):
+    archive = io.BytesIO()
+    with zipfile.ZipFile(archive, "w") as file:
+        for name in names:
+            file.writestr(name, b"x")
+    return archive.getvalue()
+
+
+@pytest.mark.parametrize("data, words", (
+    (b"<!DOCTYPE html><html><title>Google Drive - Virus scan warning", "web page.*gdown"),
+    (b"\n<html lang='en'>", "web page"), (b"version https://git-lfs.github.com/spec/v1\noid", "git lfs pull"),
+    (b"\x1f\x8b\x08\0", "compressed"), (zipped("model.pkl"), "zip archive .model.pkl.*unpack"),
+    (zipped("m/data.pkl", "m/constants.pkl"), "TorchScript"),
+    (b"", "empty"), (b"m.pt".ljust(257, b"\0") + b"ustar\x0000", "tar archive"), (b"\x40\0\0\0\0\0\0\0{\"a\":{}", "safetensors.*torch.save"),
+    (b"\x08\x08\x12\x07pytorch", "ONNX"), (b"\x89HDF\r\n", "HDF5"), (b"\x93NUMPY\x01\0", "array"),
+    (b"\x89PNG\r\n\x1a\n", "picture"), (b"hello", "cut short or of another format")))
+def test_files_of_other_formats_are_named(tmp_path, data, words):
+    (tmp_path / "m.pt").write_bytes(data)
+    with pytest.raises(InputError, match=f"m.pt .*{words}"):
+        models.load_image_model(tmp_path / "m.pt")
+
+
+def changed(name, change):
+    """The small generator's state dict with one tensor changed."""
+    weights = dict(small_checkpoint()[0].state_dict())
+    return {"g_ema": {**weights, name: change(weights[name])}}
+
+
+one = torch.ones(1)
+
+
+@pytest.mark.parametrize("content, words", (
+    ({"G_ema.synthesis.L0_36_512.weight": one, "G_ema.synthesis.input.freqs": one}, "StyleGAN3"),
+    ({"GAN": {"G.initial_block": one, "G.blocks.0.to_rgb.conv.weight": one}}, "lucidrains"),
+    ({"params_ema": {"stylegan_decoder.style_conv1.modulated_conv.weight": one}}, "GFPGAN"),
+    ({"generator_smooth": {"mapping.dense0.weight": one, "synthesis.layer0.weight": one}}, "genforce"),
+    ({"state_dict": {"generator_ema.style_mapping.1.weight": one}}, "OpenMMLab"),
+    ({"g_ema": {"conv1.conv.modulation.weight": one, "to_rgb1.iwt.ll": one}}, "SWAGAN"),
+    ({"g_ema": {"generator.conv1.conv.modulation.weight": one, "res.0.conv.0.weight": one}}, "DualStyleGAN"),
+    ({"g_running": {"progression.0.conv1.0.weight": one}}, "StyleGAN of the first kind"),
+    ({"input_layer.0.weight": one, "body.0.shortcut_layer.0.weight": one, "output_layer.3.weight": one}, "recognises faces"),
+    ({"state_dict": prefixed("encoder.", small_checkpoint()[1].state_dict())}, "an encoder only.*--encoder"),
+    ({"generator": {"rows_norm.weight": one}, "pca": {}}, "motion model.*--motion"),
+    ({"a": changed("input.input", lambda v: v)["g_ema"], "b": changed("input.input", lambda v: v)["g_ema"]}, "several"),
+    (changed("input.input", lambda v: v.repeat(1, 1, 1, 2)[..., :2]), r"not square \(2 : 4\)"),
+    (changed("to_rgb1.conv.weight", lambda v: v[:, :1]), "1 colour channels"),
+    (changed("conv1.activate.bias", lambda v: v[:3]), r"conv1.activate.bias has shape \(3,\), not \(8,\)"),
+    ({"weights": one}, "no StyleGAN2 generator .weights called weights"), ({}, "no weights"), ([one], "a list"), (one, "Tensor")))
+def test_networks_of_other_kinds_are_named(tmp_path, content, words):
+    with pytest.raises(InputError, match=f"n.pt cannot be used: .*{words}"):
+        load(tmp_path / "n.pt", content)
+
+
+def test_names_paths_and_addresses(tmp_path, monkeypatch):
+    """A folder called as a model is no model."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("STYLEVIDEOGAN_CACHE", str(tmp_path / "cache"))
+    for name in ("faces128", "ffhq"):
+        (tmp_path / name).mkdir()
+    assert models.load_image_model("faces128").size == 128
+    monkeypatch.setitem(models.OFFICIAL, "ffhq", ("m.pt", "http://127.0.0.1:9/m.pt", None))
+    with pytest.raises(InputError, match="m.pt could not be fetched"):
+        models.load_image_model("ffhq")
+    for name, words in (("./ffhq", "is a folder"), ("absent.pt", "does not exist.*--model"), ("https://example.org/a.pkl", "is an address; download")):
+        with pytest.raises(InputError, match=words):
+            models.load_image_model(name)
 
 
 # A pickle of stylegan2-ada-pytorch: what its persistence writes, built from a generator with rosinality's names
@@ -206,8 +346,8 @@ def upstream_names(monkeypatch):
     return util.EasyDict, network.Network
 
 
-def nvidia_pickle(g, latent_avg, clamp=None, **attributes):
-    """G_ema of generator g with its weights under NVIDIA's names; attributes: of the generator object."""
+def nvidia_generator(g, latent_avg, clamp=None, **attributes):
+    """A generator object of g with its weights under NVIDIA's names; attributes: of the object."""
     w = {n: v.detach().clone() for n, v in g.state_dict().items()}
     kernel = models.fir_kernel(1.0)
 
@@ -245,35 +385,49 @@ def official_like(clamp=None):
     return g.eval()
 
 
-@pytest.mark.parametrize("protocol", (3, 4))
+def leaves(thing, prefix=""):
+    """State dict of a Persistent."""
+    state = thing.meta["state"]
+    found = {prefix + n: v.detach() for n, v in [*state["_parameters"].items(), *state["_buffers"].items()]}
+    for name, child in state["_modules"].items():
+        found.update(leaves(child, f"{prefix}{name}."))
+    return found
+
+
 @pytest.mark.parametrize("clamp", (None, 1.5))
-def test_nvidia_pickle_equals_the_generator_it_was_made_of(tmp_path, upstream_names, protocol, clamp):
+def test_nvidia_generators_in_every_container(tmp_path, upstream_names, clamp):
+    """NVIDIA's pickles; what PTI and STIT save by torch.save, of today and before 1.6; bare objects; state dicts."""
     EasyDict, _ = upstream_names
-    g, average = official_like(clamp), torch.randn(16)
-    wrong = nvidia_pickle(official_like(), torch.zeros(16))
-    (tmp_path / "n.bin").write_bytes(pickle.dumps({"G": wrong, "D": None, "G_ema": nvidia_pickle(g, average, clamp),
-                                                   "training_set_kwargs": EasyDict(path="x"), "augment_pipe": None}, protocol))
-    model, z = models.load_image_model(tmp_path / "n.bin"), torch.randn(2, 10)
-    assert (model.size, model.L, model.D, model.Z) == (32, 8, 16, 10) and torch.equal(model.latent_avg[3], average)
-    assert torch.equal(model.render(model.map(z, 0.7)), g(g.map(z, 0.7, average)))
-    assert not torch.equal(g(g.map(z)), g(g.map(z), noise="none"))
+    g, average, z, path = official_like(clamp), torch.randn(16), torch.randn(2, 10), tmp_path / "n.bin"
+    whole, wrong = nvidia_generator(g, average, clamp), nvidia_generator(official_like(), torch.zeros(16))
+    snapshot = {"G": wrong, "D": None, "G_ema": whole, "training_set_kwargs": EasyDict(path="x"), "augment_pipe": None}
+    tuned = {"generator": whole, "pivots": torch.zeros(3, 8, 16), "quads": [np.zeros((4, 2))]}
+    save = lambda what, new: torch.save(what, path, _use_new_zipfile_serialization=new)
+    ways = {f"snapshot, protocol {p}": lambda p=p: path.write_bytes(pickle.dumps(snapshot, p)) for p in (3, 4)}
+    ways |= {"bare pickle": lambda: path.write_bytes(pickle.dumps(whole, 4)), "STIT": lambda: save(tuned, True),
+             "PTI": lambda: save(whole, True), "PTI, legacy": lambda: save(whole, False)}
+    if clamp is None:                                                       # which a state dict does not hold
+        ways |= {"state dicts": lambda: save({"G": leaves(wrong), "G_ema": leaves(whole)}, True),
+                 "a state dict": lambda: save(leaves(whole), True)}
+    for what, write in ways.items():
+        write()
+        model = models.load_image_model(path)
+        assert (model.size, model.L, model.D, model.Z) == (32, 8, 16, 10), what
+        assert torch.equal(model.latent_avg[3], average) and torch.equal(model.render(model.map(z, 0.7)), g(model.map(z, 0.7)))
+    assert torch.equal(model.map(z)[:, 1], g.style(z))
     if clamp:
-        assert not torch.allclose(g(g.map(z)), official_like()(g.map(z)))       # it does something here
+        assert not torch.allclose(g(model.map(z)), official_like()(model.map(z)))       # it does something here
 
 
 def test_nvidia_pickles_that_are_refused(tmp_path, upstream_names):
-    g, path = official_like(), tmp_path / "n.pkl"
-    for change, words in (({"c_dim": 7}, "conditional"), ({"architecture": "resnet"}, "architecture is resnet")):
-        path.write_bytes(pickle.dumps({"G_ema": nvidia_pickle(g, torch.zeros(16), **change)}, 4))
+    g, layer = official_like(), Persistent("SynthesisLayer", {"weight": torch.zeros(2)}, up_filter=np.ones((3, 3)))
+    stylegan3 = Persistent("Generator", {}, {}, {"synthesis": Persistent("SynthesisNetwork", {}, {}, {"L0_36_512": layer})})
+    for what, words in (({"G_ema": nvidia_generator(g, torch.zeros(16), c_dim=7)}, "conditional"),
+                        ({"G_ema": nvidia_generator(g, torch.zeros(16), architecture="resnet")}, "architecture is resnet"),
+                        ({"G_ema": stylegan3}, "StyleGAN3"), ((upstream_names[1](), None), "TensorFlow pickle.*legacy.py")):
+        (tmp_path / "n.pkl").write_bytes(pickle.dumps(what, 4))
         with pytest.raises(InputError, match=f"n.pkl.*{words}"):
-            models.load_image_model(path)
-    path.write_bytes(pickle.dumps({"G_ema": Persistent("Generator", {}, {}, {
-        "mapping": Persistent("MappingNetwork"), "synthesis": Persistent("SynthesisNetwork")})}, 4))
-    with pytest.raises(InputError, match="StyleGAN3"):
-        models.load_image_model(path)
-    path.write_bytes(pickle.dumps((upstream_names[1](), None, None), 4))
-    with pytest.raises(InputError, match="TensorFlow pickle.*legacy.py"):
-        models.load_image_model(path)
+            models.load_image_model(tmp_path / "n.pkl")
 
 
 # Fetching, from a server of our own
@@ -377,7 +531,7 @@ def test_hostile_pickles_run_nothing(tmp_path, upstream_names):
     load = torch.storage._load_from_bytes
     rebuild = torch._utils._rebuild_tensor_v2
     storage = torch.zeros(4)._typed_storage()
-    whole = pickle.dumps({"G_ema": nvidia_pickle(g, torch.zeros(16))}, 4)
+    whole = pickle.dumps({"G_ema": nvidia_generator(g, torch.zeros(16))}, 4)
     hostile = {
         "a call": pickle.dumps({"G_ema": Bomb(Path.touch, ran)}, 4),
         "a call in a network": pickle.dumps({"G_ema": Persistent("Generator", x=Bomb(Path.touch, ran))}, 4),
@@ -401,19 +555,34 @@ def test_hostile_pickles_run_nothing(tmp_path, upstream_names):
         assert "\n" not in str(refusal.value) and not ran.exists(), what
 
 
-def test_load_image_model_refuses_without_running_anything(tmp_path):
-    _, _, checkpoint = small_checkpoint()
-    whole = io.BytesIO()
-    torch.save(checkpoint, whole)
-    hostile = tmp_path / "hostile.pt"
-    torch.save({"g_ema": Bomb(Path.touch, tmp_path / "ran")}, hostile)
-    (tmp_path / "cut.pt").write_bytes(whole.getvalue()[:20000])
-    (tmp_path / "text.pt").write_text("hello")
-    torch.save({"weights": torch.zeros(3)}, tmp_path / "other.pt")
-    for name in ("hostile.pt", "cut.pt", "text.pt", "other.pt", "absent.pt"):
-        with pytest.raises(InputError, match=name):
-            models.load_image_model(tmp_path / name)
-    assert not (tmp_path / "ran").exists()
+@pytest.mark.parametrize("legacy", (False, True), ids=("zip", "legacy"))
+def test_hostile_torch_files_run_nothing(tmp_path, upstream_names, legacy):
+    """The same in files of torch.save, also beside or inside a whole network; storages and ids that lie; damage."""
+    ran, path, g = tmp_path / "ran", tmp_path / "h.pt", official_like()
+    whole = nvidia_generator(g, torch.zeros(16))
+    inside = nvidia_generator(g, torch.zeros(16))
+    inside.meta["state"]["hook"] = Bomb(Path.touch, ran)
+    saved = io.BytesIO()
+    for content in ({"g_ema": Bomb(Path.touch, ran)}, {"g_ema": g.state_dict(), "x": Bomb(os.system, f"touch {ran}")},
+                    {"G_ema": inside}, [Bomb(eval, f"open({str(ran)!r}, 'w')")], whole):
+        saved = io.BytesIO()
+        torch.save(content, saved, _use_new_zipfile_serialization=not legacy)
+        if content is not whole:
+            path.write_bytes(saved.getvalue())
+            with pytest.raises(InputError, match="h.pt"):
+                models.load_image_model(path)
+            assert not ran.exists(), content
+    data = saved.getvalue()
+    damaged = [data[:len(data) // 2], data[:60], data.replace(b"storage", b"stowage"), data.replace(b"FloatStorage", b"LongsStorage"),
+               data.replace(b"X\x07\0\0\0storage", b"X\x06\0\0\0module")]
+    size = b"M\x00\x01t"                                                    # 256 floats, in a persistent id
+    damaged += [data.replace(size, b"J\xff\xff\xff\x7ft")] if size in data else []
+    for k, change in enumerate(damaged):
+        assert change != data, k
+        path.write_bytes(change)
+        with pytest.raises(InputError, match="h.pt") as refusal:
+            models.load_image_model(path)
+        assert "\n" not in str(refusal.value)
 
 
 def test_embedded_image_model_is_small_and_documents_itself():

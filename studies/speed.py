@@ -64,16 +64,16 @@ def plain_resample(x, kernel, up, before, after):
     return x.reshape(B, C, *x.shape[2:])
 
 
-def plain_convolution(conv, x, w):
-    """What the ModulatedConv2d `conv` makes of x (B, C, H, H) and w (B, D)."""
+def plain_convolution(conv, x, w, up=False):
+    """What a modulated convolution makes of x (B, C, H, H) and w (B, D); the 3x3 ones are demodulated."""
     B, C, H, _ = x.shape
     c_out, k = conv.weight.shape[1], conv.weight.shape[-1]
-    weight = conv.scale * conv.weight * conv.modulation(w).reshape(B, 1, C, 1, 1)       # (B, c_out, C, k, k)
-    if conv.demodulate:
+    weight = conv.weight / math.sqrt(C * k * k) * conv.modulation(w).reshape(B, 1, C, 1, 1)
+    if k == 3:
         weight = weight * torch.rsqrt(weight.square().sum((2, 3, 4), keepdim=True) + 1e-8)
 
     x = x.reshape(1, B * C, H, H)
-    if not conv.up:
+    if not up:
         x = F.conv2d(x, weight.reshape(B * c_out, C, k, k), padding=k // 2, groups=B)
         return x.reshape(B, c_out, H, H)
     x = F.conv_transpose2d(x, weight.transpose(1, 2).reshape(B * C, c_out, k, k), stride=2, groups=B)
@@ -83,7 +83,8 @@ def plain_convolution(conv, x, w):
 def plain_render(g, w):
     """What generator g makes of W+ codes (B, L, D)."""
     def layer(conv, x, k, j):
-        x = plain_convolution(conv.conv, x, w[:, j]) + conv.noise.weight * getattr(g.noises, f"noise_{k}")
+        x = plain_convolution(conv.conv, x, w[:, j], conv.conv.up)
+        x = x + conv.noise.weight * getattr(g.noises, f"noise_{k}")
         return F.leaky_relu(x + conv.activate.bias.reshape(1, -1, 1, 1), 0.2) * math.sqrt(2)
 
     x = layer(g.conv1, g.input.input.repeat(len(w), 1, 1, 1), 0, 0)
