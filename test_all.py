@@ -2780,7 +2780,7 @@ def test_actors_grids_and_formats(toy, tmp_path, lossless, capsys):
     words = ("--reference-frame", 4, "--seed", 5, "--motion", motion, "-o", "p.mp4")
     status, _, text = command("transfer.py", *words, cwd=tmp_path, data=(tmp_path / "two.npy").read_bytes())
     assert status == 0 and "6 frames of 2 trajectories" in text and "relative to frame 4" in text, text
-    assert np.abs(decoded(tmp_path / "p.mp4") - shown).mean() < 4               # crf 17 lies between
+    assert np.abs(decoded(tmp_path / "p.mp4") - shown).mean() < 8               # crf 17 lies between
 
 
 def test_an_embedded_clip_keeps_its_rate_motion_and_sound(toy, tmp_path, capsys):
