@@ -717,7 +717,7 @@ def track_face(frames, fps=25.0, number=1):
             # the same face come back, or no rival
             if np.isnan(points[face.frames[0]:face.frames[-1] + 1]).all():
                 points[face.frames] = face.points()
-    return points, np.isin(np.arange(n), tracker.cuts), max(1, at_once.max(initial=0)), tracker.turned
+    return points, np.isin(np.arange(n), tracker.cuts), int(at_once.max(initial=1)), tracker.turned
 
 
 def split_clips(points, cuts, fps=25.0):
@@ -875,7 +875,7 @@ def survey(path, align="face", fps=None, face=1):
             "seconds": float(np.diff(times)[~starts[1:]].sum() + starts.sum() / mean_rate),
             "repeated": int((np.diff(grid) == 0).sum()), "jumps": int(starts.sum()) - 1, "clips": len(kept)}
     return {"fps": float(rate), "frames": frames, "read": adds_up(read, reading), "notes": reading.notes,
-            "decoded": n, "found": int(found.sum()), "faces": int(faces), "clips": len(kept),
+            "decoded": n, "found": int(found.sum()), "faces": faces, "clips": len(kept),
             "cuts": int(cuts.sum()), "gaps": int((np.diff(np.r_[1, found]) == -1).sum())}
 
 

@@ -8,6 +8,7 @@ ours. The two take turns, so that whatever else the machine does meets both. Sho
 """
 
 import argparse
+import itertools
 import math
 import statistics
 import subprocess
@@ -16,10 +17,12 @@ import tempfile
 import time
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch.nn import functional as F
 
 import models
+import transfer
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -138,8 +141,50 @@ def pipe(full=False):
         yield f"{T} frames of faces128", in_turns(ways, 5 if full else 1)
 
 
+# ------------------------------------------------------------------------------------------------------------
+# Embedding. The plain way: dlib's detector on every whole RGB frame enlarged once and landmarks in its last
+# box, as the alignment scripts of pSp and e4e do; then the encoder, one crop at a time
+# ------------------------------------------------------------------------------------------------------------
+
+def embedding(full=False):
+    """A frame of the demo (512 px): face track and crop, then crop and encoder of faces128."""
+    import embed
+
+    n, model = 300 if full else 25, models.load_image_model("faces128")
+    with tempfile.TemporaryDirectory() as folder:
+        video = Path(folder) / "beginning.mp4"
+        with transfer.VideoWriter(video, 25) as writer:
+            for frame in itertools.islice(embed.read_video(ROOT / "assets" / "demo.mp4"), n):
+                writer.write(frame)
+        rows = embed.survey(video)["frames"]
+
+        def crops():
+            return embed.prefetch(embed.crops(video, rows, model.size))
+
+        def track():
+            for _ in embed.crops(video, embed.survey(video)["frames"], model.size):
+                pass
+
+        def plain_track():
+            for frame in embed.read_video(video):
+                boxes = embed.detector()(frame, 1)
+                if boxes:
+                    shape = embed.predictor()(frame, boxes[-1])
+                    points = np.array([[(p.x, p.y) for p in shape.parts()]], float)
+                    embed.warp(frame, embed.smooth_quads(points)[0], model.size)
+
+        def encode(batch):
+            for images in embed.in_batches(crops(), batch):
+                model.encode(embed.to_network(images)).cpu()
+
+        rounds = 3 if full else 1
+        for what, ways in (("track and crop", {"ours": track, "plain": plain_track}),
+                           ("crop and encode", {"ours": lambda: encode(16), "plain": lambda: encode(1)})):
+            yield what, {way: seconds / n for way, seconds in in_turns(ways, rounds, model.device).items()}
+
+
 # Each takes `full` and yields its rows as they are measured
-SUBJECTS = {"rendering": rendering, "pipe": pipe}
+SUBJECTS = {"rendering": rendering, "pipe": pipe, "embedding": embedding}
 
 
 def main(args):
