@@ -666,7 +666,7 @@ def record(e, args):
     common = {
         **e.counts, "full": args.full, "seed": e.seed, "window": e.window, "fps": e.fps,
         "device": str(e.device), "image_model": [e.model.name, e.model.sha256],
-        "latents": sha256_of(args.latents), "frames": digest(e.rows),
+        "latents": sha256_of(args.latents), "crops": digest(e.rows),
         "source": e.places and [content_hash(place) for place in e.places],
         "code": {Path(module.__file__).name: sha256_of(module.__file__) for module in code},
         "versions": {"python": platform.python_version(), "torch": str(torch.__version__),

@@ -3226,7 +3226,7 @@ def test_scores_of_a_motion_model(quick, toy, toy_codes, scripts, tmp_path, caps
     assert set(tables["loops"]) == {"sampled", "training video"}
     settings = read["settings"]
     assert settings["detectors"]["i3d"]["sha256"] == models.sha256_of(scripts["i3d"])
-    assert settings["training_windows"] == 42 and len(settings["motion"]) == 2
+    assert settings["training_windows"] == 42 and len(settings["motion"]) == 2 and settings["frames"] == 3
     assert settings["versions"]["torch"] and settings["code"]["train.py"]
     # Too few for a covariance: refused before anything is computed
     np.save(tmp_path / "few.npy", codes[:33])
