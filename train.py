@@ -480,15 +480,16 @@ def networks(codes, late, args):
     nets.register_buffer("pool", torch.zeros(late, 4, NOISE))
     nets.to(device).train()
 
-    # In a CUDA graph the learning rate must be a tensor and the optimiser may not look at its step count
+    # In a CUDA graph a learning rate must be a tensor, each of its own, and Adam may not look at its steps
     cuda = device.type == "cuda"
     adam = functools.partial(torch.optim.Adam, betas=tuple(args.betas), fused=True, capturable=cuda)
     recurrence = [*G.hallucinate.parameters(), *G.produce.parameters()]         # H and P
     rest = [p for p in G.parameters() if all(p is not q for q in recurrence)]
     groups = {"G": [{"params": recurrence, "times": args.lr_recurrence}, {"params": rest}],
               "C": [{"params": list(C.parameters())}]}
-    rate = {name: torch.tensor(args.lr, device=device) if cuda else args.lr for name in groups}
-    return nets, {name: adam(groups[name], lr=rate[name]) for name in groups}
+    for group in itertools.chain(*groups.values()):
+        group["lr"] = torch.tensor(args.lr, device=device) if cuda else args.lr
+    return nets, {name: adam(groups[name]) for name in groups}
 
 
 def set_rate(optimiser, lr):

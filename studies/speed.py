@@ -22,6 +22,7 @@ import torch
 from torch.nn import functional as F
 
 import models
+import train
 import transfer
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -142,6 +143,98 @@ def pipe(full=False):
 
 
 # ------------------------------------------------------------------------------------------------------------
+# A training step. The plain way: the paper's formulas through autograd, convolutions, the codes themselves
+# ------------------------------------------------------------------------------------------------------------
+
+def plain_critic(C, w):
+    """What MotionCritic C says of w (B, T, L, D), its windows of four frames as convolutions."""
+    first, *others = C.extract
+    x = F.leaky_relu(first(((w - C.mean) / C.std).flatten(2)), models.SLOPE)
+    for layer in others:
+        x = F.leaky_relu(layer(x), models.SLOPE)
+    *strided, last = C.judge
+    x = x.transpose(1, 2)                                                               # (B, 32, T)
+    for layer in strided:
+        kernel = layer.weight.unflatten(1, (4, -1)).transpose(1, 2)                     # (2 c, c, 4)
+        x = F.leaky_relu(F.conv1d(x, kernel, layer.bias, stride=2, padding=1), models.SLOPE)
+    kernel = last.weight.unflatten(1, (x.shape[2], -1)).transpose(1, 2)                 # (1, c, t)
+    return F.conv1d(x, kernel, last.bias).flatten()
+
+
+def plain_penalty(C, real, fake, mix):
+    """WGAN-GP penalty through autograd; real, fake (B, T, L, D), mix (B, 1, 1)."""
+    w = (mix[..., None] * real + (1 - mix[..., None]) * fake).requires_grad_(True)
+    gradient, = torch.autograd.grad(plain_critic(C, w).sum(), w, create_graph=True)
+    return ((gradient * C.std).flatten(1).norm(dim=1) - 1).square().mean()
+
+
+def plain_step(nets, adam, draws, codes, starts, args):
+    """train.train_step() as one would write it down: the same numbers but for rounding."""
+    G, norm, T, pool = nets.G, nets.norm, args.window, nets.pool
+    first = draws["i"].shape[1] - len(pool)
+    groups = list(zip(nets.C, (slice(0, first), slice(first, None))))
+
+    def noisy(real, fake, tau):
+        both = train.add_noise(real.flatten(2), fake.flatten(2), tau, args)
+        return [w.reshape_as(real) for w in both]
+
+    for k in range(args.critic_steps):
+        i, s = draws["i"][k, :first].requires_grad_(True), draws["s"][k, :first].requires_grad_(True)
+        with torch.backends.cudnn.flags(enabled=False):
+            h = G.hidden(i)
+            if len(pool):
+                later = G.roll(draws["before"][k], pool.transpose(0, 1).contiguous().clone())[1]
+                again = torch.where(draws["renew"][k][:, None], h[:, :len(pool)], later).detach()
+                h, s_all = torch.cat([h, later], 1), torch.cat([s, draws["s"][k, first:]])
+                pool.copy_(again.transpose(0, 1))
+            l = torch.cat([h[3][:, None], G.roll(s_all if len(pool) else s, h)[0]], 1)
+            w = G.translate(l)
+        frames = starts[draws["place"][k]][:, None] + torch.arange(T, device=starts.device)
+        real, tau = codes[frames], draws["tau"][k]
+        loss_C = gp = 0
+        for C, of in groups:
+            a, b = noisy(real[of], w[of].detach(), tau[of])
+            loss_C = loss_C + (plain_critic(C, b).mean() - plain_critic(C, a).mean()) / len(groups)
+            gp = gp + plain_penalty(C, a, b, draws["mix"][k, of]) / len(groups)
+        adam["C"].zero_grad()
+        (loss_C + args.lambda_gp * gp).backward()
+        adam["C"].step()
+
+    scores = [plain_critic(C, noisy(real[of], w[of], tau[of])[1]).mean() for C, of in groups]
+    loss_G = -sum(scores) / len(groups)
+    norm.update((l[:first, -1] - l[:first, 0]).detach())
+    gap, phi = models.gradient_angle_penalty(l[:first], i, s, norm)
+    adam["G"].zero_grad()
+    (loss_G + args.lambda_gap * gap).backward()
+    adam["G"].step()
+    with torch.no_grad():
+        for averaged, p in zip(nets.ema.parameters(), G.parameters()):
+            averaged.lerp_(p, draws["ema"])
+    return torch.stack([-loss_C, gp, loss_G, gap, phi.mean()]).detach()
+
+
+def training(full=False):
+    """A step of train.py's defaults on random codes of faces128's size; --full: FFHQ-1024's as well."""
+    device = models.pick_device("auto")
+    for L, D in ((12, 128), (18, 512)) if full else ((8, 64),):
+        args = train.options_parser().parse_args(["none.npy"] + ["--batch", "32"] * (not full))
+        train.settle(args)
+        codes, starts = torch.randn(400, L, D, device=device), torch.arange(376, device=device)
+        ways = {}
+        for name, step in (("ours", train.train_step), ("plain", plain_step)):
+            nets, adam = train.networks(codes, train.later_windows(args), args)
+            rng = torch.Generator().manual_seed(0)
+
+            def go(step=step, nets=nets, adam=adam, rng=rng, args=args, codes=codes, starts=starts):
+                draws = {key: v.to(device) for key, v in train.draw(rng, 2000, len(starts), args).items()}
+                step(nets, adam, draws, codes, starts, args)
+            ways[name] = go
+        torch.set_float32_matmul_precision(args.matmul)
+        yield f"a step, batch {args.batch}, codes {L} x {D}", in_turns(ways, 5 if full else 2, device)
+        torch.set_float32_matmul_precision("highest")
+
+
+# ------------------------------------------------------------------------------------------------------------
 # Embedding. The plain way: dlib's detector on every whole RGB frame enlarged once and landmarks in its last
 # box, as the alignment scripts of pSp and e4e do; then the encoder, one crop at a time
 # ------------------------------------------------------------------------------------------------------------
@@ -184,7 +277,7 @@ def embedding(full=False):
 
 
 # Each takes `full` and yields its rows as they are measured
-SUBJECTS = {"rendering": rendering, "pipe": pipe, "embedding": embedding}
+SUBJECTS = {"rendering": rendering, "training": training, "pipe": pipe, "embedding": embedding}
 
 
 def main(args):
