@@ -304,10 +304,9 @@ def video_frames(path, pixels, reading):
 def read_video(path, pixels="rgb24", reading=None):
     """Yield the frames of a video, or of a folder of pictures, upright and with square pixels, one at a time.
 
-    pixels: "rgb24" for (H, W, 3) uint8 RGB, "gray" for (H, W) uint8. reading: what header() returned, to be
+    pixels: "rgb24" for (H, W, 3) uint8 RGB, "gray" for (H, W). reading: what header() returned, to be
     completed. Raises InputError; a damaged video is read as far as it can be, and reading says what is
-    missing.
-    """
+    missing."""
     reading = reading or header(path)
     if reading.stream is not None:
         yield from video_frames(path, pixels, reading)
@@ -333,8 +332,7 @@ def prefetch(items, depth=16):
 
 def mend_times(times, rate, reading):
     """Time stamps (n,) in seconds, some None -> times (n,), and starts (n,) bool: here time begins anew, as
-    stamps go back (another recording), or leave out more than GAP (a pause) or, in a damaged video, a frame.
-    rate: of frames without stamps."""
+    stamps go back (another recording), leave out more than GAP (a pause) or, in a damaged video, a frame."""
     times, n = np.array([math.nan if t is None else t for t in times], float), len(times)
     starts, known = np.arange(n) == 0, np.flatnonzero(np.isfinite(times))
     if len(known) > n / 2:
@@ -350,13 +348,10 @@ def mend_times(times, rate, reading):
 
 
 def frame_grid(times, starts, guess, fps=None):
-    """Times of the source frames -> frames per second, the source frame shown at each step of that rate, and
-    the source's own mean rate.
-
-    times (n,), starts (n,): of mend_times(). guess: Reading.rate. fps: wanted rate, None for the source's. A
-    constant rate is kept frame by frame; a variable one is resampled to its most usual rate, each step by the
-    nearest frame.
-    """
+    """Times (n,) and starts (n,) of mend_times() -> frames per second, the source frame shown at each step of
+    that rate, and the source's own mean rate. guess: Reading.rate. fps: wanted rate, None for the source's. A
+    constant rate is kept; a variable one is resampled to its most usual rate, each step by the nearest
+    frame."""
     first = np.flatnonzero(starts)
     runs = [np.maximum.accumulate(run) - run[0] for run in np.split(times, first[1:])]
     steps = np.concatenate([np.diff(run) for run in runs])
@@ -403,18 +398,15 @@ def predictor():
 
 
 def eyes(points):
-    """(..., 68, 2) -> midpoint E of the eyes (..., 2) and the vector e from the left eye to the right (...,
-    2).
-
-    An eye is the midpoint of its two corners, which stay when it blinks.
-    """
+    """(..., 68, 2) -> midpoint E of the eyes (..., 2), and the vector e from the left one to the right (...,
+    2). An eye is the midpoint of its corners, which stay when it blinks."""
     left, right = points[..., [36, 39], :].mean(-2), points[..., [42, 45], :].mean(-2)
     return (left + right) / 2, right - left
 
 
 def square(C, x):
-    """Centre (..., 2) and half-axis (..., 2) pointing right -> quad (..., 4, 2): top left, bottom left,
-    bottom right, top right."""
+    """Centre (..., 2), half-axis to the right (..., 2) -> quad (..., 4, 2): top left, bottom left, then
+    right."""
     y = np.stack([-x[..., 1], x[..., 0]], -1)
     return np.stack([C - x - y, C - x + y, C + x + y, C + x - y], -2)
 
@@ -426,12 +418,10 @@ def oversampling(quads, size):
 
 
 def warp(image, quad, size, m=None):
-    """Cut a square quad (4, 2) out of a picture (H, W[, 3]), anti-aliased -> (size, size[, 3]).
-
-    As FFHQ does: sample at least as finely as the source, m times, then average down. Beyond the picture's
-    edge it is mirrored. m: oversampling() of all frames of a clip, as another m shows as a jump of sharpness;
-    None: of this quad.
-    """
+    """Cut a square quad (4, 2) out of a picture (H, W[, 3]) as FFHQ does: sampled at least as finely as the
+    source, m times, then averaged down -> (size, size[, 3]). Beyond its edge the picture is mirrored. m:
+    oversampling() of all frames of a clip, as another one shows as a jump of sharpness; None: of this
+    quad."""
     top_left, bottom_left, _, top_right = quad
     m = m or oversampling(quad, size)
     n = m * size
@@ -496,13 +486,9 @@ def face_quad(points):
 
 
 def fit(gray, quad, places=PLACES[0] + PLACES[1]):
-    """Landmarks (68, 2) of the face in the middle of a quad of a grey picture (H, W), and the patch they are
-    fitted in.
-
-    The predictor runs on boxes shifted by a little, one for each of places, and its answers are averaged.
-    What it sees is the patch: upright, of one size, and so fine that dlib's rounding to whole pixels does not
-    matter.
-    """
+    """Landmarks (68, 2) of the face in the middle of a quad of a grey picture (H, W): the mean over boxes
+    shifted to places; and the patch they are fitted in: upright, of one size, so fine that whole pixels do
+    not matter."""
     m = max(1, round(np.linalg.norm(quad[3] - quad[0]) / PATCH))  # oversampling() would gain dlib nothing
     patch, edge, points = stretched(warp(gray, quad, PATCH, m)), (PATCH - BOX) // 2, []
     for x, y in places:
@@ -514,8 +500,7 @@ def fit(gray, quad, places=PLACES[0] + PLACES[1]):
 
 
 def fit_box(gray, box):
-    """Landmarks (68, 2) of the face in a detector's box. Fitted anew until they no longer depend on the box.
-    """
+    """Landmarks (68, 2) of the face in a detector's box, fitted anew until they do not depend on the box."""
     points, _ = fit(gray, square(box[:2] + box[2:] / 2, np.array([box[2:].mean() / 2 * PATCH / BOX, 0.0])))
     for _ in range(2):
         points, _ = fit(gray, face_quad(points))
@@ -531,12 +516,9 @@ def landmarks(frame):
 
 
 def face_measures(points):
-    """What a face does, from its points (68, 2), free of the head's place, size and roll.
-
-    mouth_opening: distance of the inner lips (62, 66) over the eye distance. eye_opening: mean of both eyes'
-    heights over their widths. yaw: the nose tip's offset from the eyes' midpoint along the eye line, over the
-    eye distance.
-    """
+    """What a face (68, 2) does, free of the head's place, size and roll. mouth_opening: distance of the inner
+    lips (62, 66) over the eye distance. eye_opening: heights of the eyes over their widths, mean. yaw: the
+    nose tip's offset from the eyes' midpoint along the eye line, over the eye distance."""
     E, e = eyes(points)
     distance = np.linalg.norm(e)
     lengths = np.linalg.norm(points[[37, 38, 36, 43, 44, 42]] - points[[41, 40, 39, 47, 46, 45]], axis=1)
@@ -546,11 +528,8 @@ def face_measures(points):
 
 
 def descriptor(frame, points):
-    """Identity of the face with these points (68, 2) in a picture (H, W, 3) uint8 RGB: dlib's 128 numbers,
-    float64.
-
-    Distances below 0.6 count as one person (dlib).
-    """
+    """dlib's 128 numbers of the face with these points (68, 2) in a picture (H, W, 3) uint8 RGB, float64.
+    Distances below 0.6 count as one person (dlib)."""
     scale = max(1.0, 80 / np.linalg.norm(eyes(points)[1]))  # points are rounded to pixels: make those small
     if scale > 1:
         frame = cv2.resize(frame, None, fx=scale, fy=scale, interpolation=cv2.INTER_CUBIC)
@@ -581,8 +560,7 @@ class Face:
         return np.array(self.values[-136 * last:], np.float64).reshape(-1, 68, 2)
 
     def near(self, box):
-        """Whether its middle was, when it was last seen, less than a box away from that of a detector's box
-        (4,)."""
+        """Whether it was last seen less than a box away from a detector's box (4,)."""
         return np.linalg.norm(self.points(1)[0].mean(0) - box[:2] - box[2:] / 2) < box[2]
 
     def at(self, points):
@@ -622,7 +600,7 @@ class FaceTracker:
         self.frame, self.cuts = -1, []               # this frame's number, and those with which a shot begins
         self.thumb, self.before = None, {}  # the last frame, tiny; what was seen before each of the last cuts
         self.changes = collections.deque(maxlen=10)
-        self.faces, self.here = [], []               # all, and those in the last frame
+        self.faces, self.recent, self.here = [], [], []  # all, those of the last seconds, of the last frame
         self.short, self.missing = SHORT_SIDES[0], 0
         self.looks, self.turned = 0, np.zeros(4)     # the sum of turned_scores() of some looks
 
@@ -664,24 +642,23 @@ class FaceTracker:
 
         self.missing = 0 if self.here or changed else self.missing + 1
         look = changed or self.frame % self.look_every == 0
-        since = max(self.frame - self.lost, *self.cuts[-1:], 0)
-        gone = [f for f in self.faces if since <= f.frames[-1] < self.frame]
+        self.recent = [f for f in self.recent if self.frame - f.frames[-1] <= self.lost]
+        gone = [f for f in self.recent if max(self.cuts[-1:], default=0) <= f.frames[-1] < self.frame]
         a_moment_ago = any(self.frame - f.frames[-1] <= self.gap < len(f.frames) for f in gone)
         if look or a_moment_ago or not self.here:
             self.search(gray, look, gone)
         return (self.here[0].points(1)[0] if self.here else None), changed
 
     def search(self, gray, look, gone):
-        """Add the faces of a frame that are not followed yet: those of `gone` that are near, or else new
-        ones."""
+        """Add faces that are not followed yet: of those that are gone the one that was near, or a new one."""
         due = self.missing % self.search_every == 0  # else only at the size where the last face was found
         alone = SHORT_SIDES[1:] if look else SHORT_SIDES if due else (self.short,)
         for short in (LOOK_SHORT,) if self.here else alone:
             boxes, score = detect(gray, short)
-            self.looks += look and short == LOOK_SHORT
-            # the 1st, 2nd, 4th, 8th, ...
-            if look and short == LOOK_SHORT and self.looks & (self.looks - 1) == 0:
-                self.turned += turned_scores(gray, score)
+            if look and short == LOOK_SHORT:
+                self.looks += 1
+                if self.looks & (self.looks - 1) == 0:  # the 1st, 2nd, 4th, 8th, ...
+                    self.turned += turned_scores(gray, score)
             for box in boxes:
                 points = None if any(face.near(box) for face in self.here) else fit_box(gray, box)
                 if points is None or not whole(points, gray):
@@ -690,6 +667,7 @@ class FaceTracker:
                 if face is None:
                     face = Face()
                     self.faces.append(face)
+                    self.recent.append(face)
                 else:
                     gone.remove(face)
                 face.seen, face.unconfirmed = None, 0
@@ -706,27 +684,25 @@ def track_face(frames, fps=25.0, number=1):
     that is seen longest, and the larger of two; 2 for the next, ..."""
     tracker = FaceTracker(fps)
     n = len([tracker.step(gray) for gray in frames])
-    points, at_once, shots = np.full((n, 68, 2), np.nan), np.zeros(n, int), collections.defaultdict(list)
+    points, at_once = np.full((n, 68, 2), np.nan, np.float32), np.zeros(n, int)
+    shots = collections.defaultdict(list)
     for face in tracker.faces:
         shots[int(np.searchsorted(tracker.cuts, face.frames[-1], "right"))].append(face)
         at_once[face.frames] += len(face.frames) > tracker.look_every
     for faces in shots.values():
         sizes = {face: np.linalg.norm(eyes(face.points())[1], axis=1).mean() for face in faces}
         faces.sort(key=lambda f: (-round(len(f.frames) / tracker.look_every), -sizes[f]))
-        for face in faces[number - 1:number if number > 1 else None]:
-            # the same face come back, or no rival
+        for face in faces if number == 1 else faces[number - 1:number]:
+            # of the others only who is alone: the same face come back
             if np.isnan(points[face.frames[0]:face.frames[-1] + 1]).all():
                 points[face.frames] = face.points()
     return points, np.isin(np.arange(n), tracker.cuts), int(at_once.max(initial=1)), tracker.turned
 
 
 def split_clips(points, cuts, fps=25.0):
-    """Points (n, 68, 2) with NaN, cuts (n,) -> list of (start, end) of the clips: frames that may be learnt
-    as motion.
-
-    A clip begins and ends with a found face. It ends before a cut, a gap of more than GAP seconds or a leap
-    of the track (over a gap, a head may have moved on for 3 frames' worth at 25 per second).
-    """
+    """Points (n, 68, 2) with NaN, cuts (n,) -> (start, end) of the clips: frames that may be learnt as
+    motion. They begin and end with a found face, and end before a cut, a gap of more than GAP seconds, or a
+    leap of the track (over a gap a head may have moved on for 3 frames' worth at 25 per second)."""
     found = np.flatnonzero(np.isfinite(points[:, 0, 0]))
     if not len(found):
         return []
@@ -751,12 +727,9 @@ def crop_quad(E, angle, distance):
 
 
 def low_pass(x, sigma):
-    """Low-pass along time: (n, ...) -> (n, ...). sigma in frames.
-
-    A Gaussian g, twiced (Tukey 1977): y = g x + g (x - g x), which keeps slow motion as it is, where g alone
-    would weaken it by 2 (pi sigma f)^2. Beyond its ends x goes on as its mirror image turned upside down, so
-    that motion does not stop.
-    """
+    """Low-pass along time: (n, ...) -> (n, ...), sigma in frames. A Gaussian g, twiced (Tukey 1977): g x + g
+    (x - g x), which keeps slow motion, where g alone would weaken it by 2 (pi sigma f)^2. Beyond its ends x
+    goes on as its mirror image turned upside down, so that motion does not stop there."""
     radius = math.ceil(3 * sigma)
     if radius == 0 or len(x) < 2:
         return x
@@ -880,12 +853,8 @@ def survey(path, align="face", fps=None, face=1):
 
 
 def adds_up(read, reading):
-    """What was read, completed by what the container shows, "shown" frames and "seconds_shown"; noted if they
-    differ.
-
-    Frames shown: what its index says less what an edit list hides; where it says nothing, what is there to
-    decode.
-    """
+    """Complete what was read by what the container shows, and note it if they differ. Frames: its index less
+    what an edit list hides; where it says nothing, what is there to decode."""
     decoded, seconds, readable = read["decoded"], reading.seconds, read["decoded"] + reading.lost
     slack = DIFFERENCE * (seconds or 0) + 1.5 / read["fps"]
     differs = seconds is not None and abs(seconds - read["seconds"]) > slack
@@ -985,8 +954,8 @@ def spooled(path, stack):
 
 
 def put(path, pieces):
-    """Write pieces of bytes as a file that is there whole or not at all. None: only see whether it could be.
-    """
+    """Write pieces of bytes as a file that is there whole or not at all. None: only see whether it could
+    be."""
     part = path.with_name(f".{path.name}.part")
     try:
         if path.is_dir():

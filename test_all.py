@@ -1708,7 +1708,7 @@ def test_the_study_of_the_crop(tmp_path):
     talk = next(line for line in result.stdout.splitlines() if line.startswith("| talk"))
     means = [float(cell.split("/")[0]) for cell in talk.split("|")[3:-1]]       # all filters, none, ...
     assert means[0] < 0.9 and means[0] < means[1]
-    assert result.stdout.splitlines()[-1] == "4 of 4 right"
+    assert result.stdout.splitlines()[-1] == "5 of 5 right"
     assert_refused(subprocess.run([sys.executable, "-m", "studies.crop", "x.mp4"], cwd=ROOT, capture_output=True), "two")
 
 
