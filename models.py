@@ -301,7 +301,7 @@ def depthwise(x, kernel):
 
 
 class EqualLinear(nn.Module):
-    """Linear layer with equalised learning rate: parameters are stored divided by lr_mul, scaled at run time."""
+    """Linear layer with equalised learning rate: stored divided by lr_mul, scaled at run time."""
 
     def __init__(self, d_in, d_out, bias_init=0.0, lr_mul=1.0, activation=False):
         super().__init__()
