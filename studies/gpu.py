@@ -130,12 +130,13 @@ def goldens(args):
     device, found = args.device, {}
     area = functools.partial(F.interpolate, size=(64, 64), mode="area")
     with tf32(False):
-        g = fill(models.Generator(256)).to(device)
-        z = torch.from_numpy(np.random.RandomState(701).standard_normal((4, 512))).float().to(device)
-        w = g.map(z)
+        average = pseudo("latent_avg", [512])
+        model = models.ImageModel(fill(models.Generator(256)), None, average, device=device)
+        z = torch.from_numpy(np.random.RandomState(701).standard_normal((4, 512))).float()
+        w = model.map(z)
         found["stylegan2 w"] = golden_error("stylegan2 w", w[0, 0, ::64])
         if not args.tiny:
-            images = g(w[:2])
+            images = model.render(w[:2])
             found["stylegan2 area64"] = golden_error("stylegan2 area64", area(images)[0, 1, 4::16, 4::16])
             found["stylegan2 corner32"] = golden_error("stylegan2 corner32", images[1, 0, :4, :4])
             encoder = fill(models.GradualStyleEncoder(), "encoder.").to(device)
