@@ -42,8 +42,7 @@ def pick_device(name):
     try:
         if name == "auto":
             name = "cuda" if torch.cuda.is_available() else "cpu"
-        torch.zeros(1, device=name)
-        return torch.device(name)
+        return torch.zeros(1, device=name).device                               # cuda: with its number
     except Exception as error:                              # torch raises several types here, with long texts
         reason = str(error).splitlines()[0]
         raise InputError(f"--device {name} is not there ({reason}); use --device cpu.") from None
@@ -291,6 +290,12 @@ def fir_kernel(gain):
     return torch.outer(k, k) / 64.0 * gain
 
 
+def layout(x):
+    """Memory format of feature maps. Channels last is what a CPU computes fast; on an H100 half precision at
+    1024 px does 1.6 times as many frames without (studies.gpu)."""
+    return torch.channels_last if x.device.type == "cpu" else torch.contiguous_format
+
+
 def depthwise(x, kernel):
     """Filter every channel with one (4, 4) kernel, 1 px of zeros around: (B, C, H, W) -> (B, C, H-1, W-1).
 
@@ -346,11 +351,11 @@ class ModulatedConv2d(nn.Module):
 
         weight = weight.to(x.dtype)
         if self.up:
-            weight = weight.transpose(0, 1).contiguous(memory_format=torch.channels_last)
+            weight = weight.transpose(0, 1).contiguous(memory_format=layout(x))
             x = F.conv_transpose2d(x, weight, stride=2)                 # (B, c_out, 2h + 1, 2w + 1)
             x = depthwise(x, self.blur.kernel)                          # (B, c_out, 2h, 2w)
         else:
-            x = F.conv2d(x, weight.contiguous(memory_format=torch.channels_last), padding=1)
+            x = F.conv2d(x, weight.contiguous(memory_format=layout(x)), padding=1)
         return x if alone else x * demod[:, :, None, None].to(x.dtype)
 
 
@@ -440,7 +445,7 @@ class Generator(nn.Module):
         """
         noise = [getattr(self.noises, f"noise_{k}") for k in range(self.L - 1)]
         x = self.input.input.to(dtype).expand(len(w), -1, -1, -1)           # (B, C, 4, 4)
-        x = x.contiguous(memory_format=torch.channels_last)
+        x = x.contiguous(memory_format=layout(x))
         x = self.conv1(x, w[:, 0], noise[0])
         rgb = self.to_rgb1(x, w[:, 1], None)
         for k, to_rgb in enumerate(self.to_rgbs):

@@ -351,16 +351,16 @@ def sample_windows(nets, i, s, draws, k):
     Where `renew` says so, the next call begins anew, with the i of one of the first.
     """
     G, pool = nets.G, nets.pool
+    h = G.hidden(i)                                                             # (4, b, 32)
+    if len(pool):
+        # clone: the backward pass needs the memories as they were, and pool is overwritten
+        memory = pool.transpose(0, 1).clone(memory_format=torch.contiguous_format)
+        later = G.roll(draws["before"][k], memory)[1]                           # (4, B - b, 32)
+        with torch.no_grad():
+            pool.copy_(torch.where(draws["renew"][k][:, None], h[:, :len(pool)], later).transpose(0, 1))
+        h, s = torch.cat([h, later], 1), torch.cat([s, draws["s"][k, len(i):]])
     # cuDNN's recurrent kernels have no second derivative, which the angle penalty needs
     with torch.backends.cudnn.flags(enabled=not torch.is_grad_enabled()):
-        h = G.hidden(i)                                                         # (4, b, 32)
-        if len(pool):
-            # clone: the backward pass needs the memories as they were, and pool is overwritten
-            memory = pool.transpose(0, 1).clone(memory_format=torch.contiguous_format)
-            later = G.roll(draws["before"][k], memory)[1]                       # (4, B - b, 32)
-            with torch.no_grad():
-                pool.copy_(torch.where(draws["renew"][k][:, None], h[:, :len(pool)], later).transpose(0, 1))
-            h, s = torch.cat([h, later], 1), torch.cat([s, draws["s"][k, len(i):]])
         tail = G.roll(s, h)[0]
     l = torch.cat([h[3][:, None], tail], 1)                                     # (B, T, 32)
     return l, G.translate(l)
@@ -487,7 +487,7 @@ def networks(codes, late, args):
     rest = [p for p in G.parameters() if all(p is not q for q in recurrence)]
     groups = {"G": [{"params": recurrence, "times": args.lr_recurrence}, {"params": rest}],
               "C": [{"params": list(C.parameters())}]}
-    for group in itertools.chain(*groups.values()):
+    for group in itertools.chain(*groups.values()):                 # each its own tensor: set_rate() fills it
         group["lr"] = torch.tensor(args.lr, device=device) if cuda else args.lr
     return nets, {name: adam(groups[name]) for name in groups}
 
