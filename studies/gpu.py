@@ -215,7 +215,7 @@ def profile(args):
         train.train_step(nets, adam, draws(), codes, starts, options)
         finish(args.device)
     torch.set_float32_matmul_precision("highest")
-    by = "self_cuda_time_total" if args.device.type == "cuda" else "self_cpu_time_total"
+    by = "self_device_time_total" if args.device.type == "cuda" else "self_cpu_time_total"
     tables = [record.key_averages().table(sort_by=by, row_limit=30, max_name_column_width=90),
               record.key_averages(group_by_input_shape=True).table(sort_by=by, row_limit=30)]
     path = args.output.with_suffix(".profile.txt")
