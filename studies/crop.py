@@ -43,13 +43,14 @@ WAYS = {"all filters": embed.SIGMAS, "none": (0, 0, 0), "position only": (POSITI
 SMALL = "hard cuts", "one white frame", "two faces side by side, --face 2", "rotation flag 90"
 
 
-def write(path, frames, fps, pts=None, pix_fmt="yuv420p", rotation=0, aspect=None, crf=18):
+def write(path, frames, fps, pts=None, pix_fmt="yuv420p", rotation=0, aspect=None, crf=18,
+          preset="veryfast"):
     """Frames (n, H, W, 3) uint8 RGB -> H.264. pts: time stamps in frames, None for one after the other.
     rotation: the flag of phones, degrees by which a player turns the picture to the left. aspect: width over
     height of a pixel."""
     fps = Fraction(fps)
     with av.open(str(path), "w") as container:
-        stream = container.add_stream("libx264", rate=fps, options={"crf": str(crf), "preset": "veryfast"})
+        stream = container.add_stream("libx264", rate=fps, options={"crf": str(crf), "preset": preset})
         stream.height, stream.width, stream.pix_fmt = *frames[0].shape[:2], pix_fmt
         stream.codec_context.time_base = 1 / fps
         stream.codec_context.sample_aspect_ratio = aspect or Fraction(1)
@@ -126,7 +127,7 @@ def movements(photo, kinds, seconds, fps, cameras, folder):
     for kind in kinds:
         for noise, crf in cameras:
             frames, truth = moved(photo, kind, round(seconds * fps), fps, noise)
-            video = write(folder / "moved.mp4", frames, fps, crf=crf)
+            video = write(folder / "moved.mp4", frames, fps, crf=crf, preset="medium")
             points = embed.track_face(embed.read_video(video, "gray"), fps)[0]
             first, last = np.flatnonzero(np.isfinite(points[:, 0, 0]))[[0, -1]]
             part = slice(first, last + 1)
