@@ -2036,7 +2036,7 @@ def test_train_refusals(codes, tmp_path):
     np.save(tmp_path / "nan.npy", np.full((90, 4, 16), np.nan, np.float32))
     assert_refused(run("train.py", tmp_path / "nan.npy", "-o", tmp_path / "m.pt"), "nan.npy", "90 of 90")
     for words, wanted in ((("--horizon", 30), "--horizon 30 .* 49"), (("--batch", 3), "--batch 3 .* least 4"),
-                          (("--lr", 1e30, "--steps", 20, *SMALL), "diverged.*nothing was saved.*lower --lr")):
+                          (("--lr", 1e30, "--steps", 20, *SMALL), "diverged.*no model was saved.*lower --lr")):
         with pytest.raises(InputError, match=wanted):
             trained(codes, tmp_path / "m.pt", *words)
     with pytest.raises(InputError, match="m.pt cannot be written"):

@@ -179,11 +179,6 @@ def coordinates(codes, pca):
 # How far sampled motion is from real motion: Fréchet distance of codes. Ours: the paper's FVD needs pictures
 # ------------------------------------------------------------------------------------------------------------
 
-def cut_windows(x, clips, window):
-    """All windows inside the clips: (N, 32) -> (n, T, 32)."""
-    return x[window_starts(clips, window)[:, None] + torch.arange(window)]
-
-
 def long_windows(x, window):
     """Evenly spaced windows of long samples: (n, t, 32) -> (PER_LONG n, T, 32), adjacent at 400 and 25."""
     starts = torch.linspace(0, x.shape[1] - window, PER_LONG).long()
@@ -224,7 +219,7 @@ def code_references(x, clips, window):
     frozen: real windows against every real frame repeated T times (percentages are of it). still: real frames
     against their mean. space: the windows' principal directions.
     """
-    windows = cut_windows(x, clips, window)                                     # (n, T, 32)
+    windows = x[window_starts(clips, window)[:, None] + torch.arange(window)]   # (n, T, 32)
     frames = torch.cat([x[start:end] for start, end in clips if end - start >= window])
     x = windows.flatten(1).double().numpy()                                     # (n, 32 T)
     space = PCA(min(SPACE, len(x) - 1, x.shape[1]), svd_solver="covariance_eigh").fit(x)
@@ -781,7 +776,7 @@ def main(args):
         sums = [last[0].item(), *(p.sum().item() for p in (*nets.G.parameters(), *nets.C.parameters()))]
         too_far = args.lambda_gp > 0 and abs(sums[0]) > DIVERGED * math.sqrt(2 * T * L * D)
         if not all(map(math.isfinite, sums)) or too_far:
-            kept = f"{output} keeps that of step {rows[-1]['step']}" if rows else "nothing was saved"
+            kept = f"{output} keeps that of step {rows[-1]['step']}" if rows else "no model was saved"
             raise InputError(f"training diverged before step {step}: {kept}; start anew with a lower --lr.")
 
     # A first Ctrl-C (or a scheduler's SIGTERM) ends the step at hand and saves; a second one stops at once
