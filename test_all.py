@@ -12,7 +12,6 @@ import ast
 import base64
 import collections
 import contextlib
-import copy
 import functools
 import hashlib
 import http.server
