@@ -414,6 +414,33 @@ def content_hash(path):
     return digest(sorted((str(p.relative_to(path)), sha256_of(p)) for p in path.rglob("*") if p.is_file()))
 
 
+def face_measures(points):
+    """What a face (68, 2) does, free of the head's place, size and roll. mouth_opening: distance of the inner
+    lips (62, 66) over the eye distance. eye_opening: heights of the eyes over their widths, mean. yaw: the
+    nose tip's offset from the eyes' midpoint along the eye line, over the eye distance."""
+    E, e = embed.eyes(points)
+    distance = np.linalg.norm(e)
+    lengths = np.linalg.norm(points[[37, 38, 36, 43, 44, 42]] - points[[41, 40, 39, 47, 46, 45]], axis=1)
+    return {"mouth_opening": float(np.linalg.norm(points[66] - points[62]) / distance),
+            "eye_opening": float((lengths[:2].mean() / lengths[2] + lengths[3:5].mean() / lengths[5]) / 2),
+            "yaw": float((points[30] - E) @ e / distance ** 2)}
+
+
+def descriptor(frame, points):
+    """dlib's 128 numbers of the face with these points (68, 2) in a picture (H, W, 3) uint8 RGB, float64.
+    Distances below 0.6 count as one person (dlib)."""
+    # Points are rounded to pixels: make those small
+    scale = max(1.0, 80 / np.linalg.norm(embed.eyes(points)[1]))
+    if scale > 1:
+        frame = cv2.resize(frame, None, fx=scale, fy=scale, interpolation=cv2.INTER_CUBIC)
+        points = (points + 0.5) * scale - 0.5
+    (left, top), (right, bottom) = points.min(0), points.max(0)
+    shape = dlib.full_object_detection(dlib.rectangle(int(left), int(top), int(right), int(bottom)),
+                                       [dlib.point(round(x), round(y)) for x, y in points.tolist()])
+    network = embed.dlib_model(dlib.face_recognition_model_v1, "dlib_face_recognition_resnet_model_v1.dat")
+    return np.array(network.compute_face_descriptor(np.ascontiguousarray(frame), shape))
+
+
 # ------------------------------------------------------------------------------------------------------------
 # Faces, judged by dlib
 # ------------------------------------------------------------------------------------------------------------
@@ -428,7 +455,7 @@ def observe(frames, fps, every):
         if p is not None:
             points[k] = p / frame.shape[1]
             if k % every == 0:
-                descriptors[k] = embed.descriptor(frame, p)
+                descriptors[k] = descriptor(frame, p)
     return {"points": points, "descriptors": descriptors}
 
 
@@ -468,7 +495,7 @@ def measured(points):
         x, y = points[k, 48:60].T                                               # outer line of the lips
         area = abs(x @ np.roll(y, -1) - y @ np.roll(x, -1)) / 2
         area /= (embed.eyes(points[k])[1] ** 2).sum()
-        values = {"mouth_area": area, **embed.face_measures(points[k])}
+        values = {"mouth_area": area, **face_measures(points[k])}
         found[k] = [values[name] for name in CORRELATIONS.values()]
     return found
 

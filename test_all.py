@@ -825,7 +825,7 @@ def test_dlib_finds_drawn_faces_and_reads_their_motion():
     assert sum(embed.landmarks(picture) is not None for picture in pictures) >= 9
     p, values, jaw, yaw = faces.actor(8), [], np.linspace(-0.9, 0.7, 12), np.tile([-0.5, 0.0, 0.5], 4)
     for j, y in zip(jaw, yaw, strict=True):
-        measures = embed.face_measures(embed.landmarks(faces.draw(with_values(p, jaw=j, yaw=y), 256)))
+        measures = evaluate.face_measures(embed.landmarks(faces.draw(with_values(p, jaw=j, yaw=y), 256)))
         values.append((measures["mouth_opening"], measures["yaw"]))
     mouth, turned = np.array(values).T
     assert np.corrcoef(mouth, jaw)[0, 1] > 0.9 and np.corrcoef(turned, yaw)[0, 1] > 0.9
@@ -1506,7 +1506,7 @@ def test_crop_quad_and_measures_of_a_made_up_face():
         assert np.allclose(bottom_right, top_right + y)
         place = np.array([(E + s * e / 2 - top_left) @ np.stack([x, y], 1) / 160 ** 2 for s in (-1, 1)])
         assert np.allclose(place, [(0.375, 0.5 - 0.11 / 4), (0.625, 0.5 - 0.11 / 4)])
-        measures = embed.face_measures(points)
+        measures = evaluate.face_measures(points)
         assert measures["mouth_opening"] == pytest.approx(0.25) and measures["yaw"] == pytest.approx(0.2)
         assert measures["eye_opening"] == pytest.approx((0.12 / 0.3 + 0.06 / 0.3) / 2)
 
@@ -1686,7 +1686,7 @@ def test_align_photo_crops_as_the_drawing_does(tmp_path):
     assert np.linalg.norm(e) == pytest.approx(32, rel=0.05) and abs(np.arctan2(e[1], e[0])) < 0.03
     assert np.allclose(E, (63.5, 63.5 - 0.11 * 32), atol=1.5)
     other, _ = embed.align_photo(tmp_path / "photo.png", 128, face=2)
-    one, two, three = (embed.descriptor(x, embed.landmarks(x)) for x in (crop, other, faces.draw(faces.actor(6), 128)))
+    one, two, three = (evaluate.descriptor(x, embed.landmarks(x)) for x in (crop, other, faces.draw(faces.actor(6), 128)))
     assert np.linalg.norm(two - three) < 0.7 * np.linalg.norm(one - two)        # and people are told apart
     with pytest.raises(InputError, match="--face 3, but it shows 2"):
         embed.align_photo(tmp_path / "photo.png", 128, face=3)

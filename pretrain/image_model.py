@@ -35,6 +35,7 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # lets `python pretrain/image_model.py` find its siblings
 import embed
+import evaluate
 from models import (
     SQRT2,
     EqualLinear,
@@ -82,7 +83,7 @@ R1_EVERY = 16                                                  # steps between R
 R1_WEIGHT = 2e-4                                               # gamma = this x pixels / batch (StyleGAN2-ADA, appendix C)
 GROUP = 4                                                      # pictures whose deviation the critic sees (Karras 2018, sec. 3)
 HOLD_OUT = 10                                                  # every 10th frame and the last 10th of a video are not trained on
-MEASURES = "mouth_opening", "eye_opening", "yaw"               # of embed.face_measures(), by which the two are compared
+MEASURES = "mouth_opening", "eye_opening", "yaw"               # of evaluate.face_measures(), by which the two are compared
 JUDGED = 250                                                   # of these two sets each, at most, are looked at, evenly spaced
 SHEET = 10                                                     # pictures in the contact sheet
 # Options that --resume must be given again: the schedule and the order of the pictures depend on them
@@ -365,7 +366,7 @@ def split_frames(counts):
 def measures(pictures):
     """dlib's measures of what the faces do in pictures (n, H, W, 3), each found anew -> (n, 3), NaN where there is none."""
     found = [embed.landmarks(picture) for picture in pictures]
-    return np.array([[np.nan] * 3 if p is None else [embed.face_measures(p)[m] for m in MEASURES] for p in found])
+    return np.array([[np.nan] * 3 if p is None else [evaluate.face_measures(p)[m] for m in MEASURES] for p in found])
 
 
 def correlation(a, b):
