@@ -17,6 +17,7 @@ eladrich/pixel2style2pixel, so that published files load as they are.
 
 import collections
 import contextlib
+import functools
 import hashlib
 import io
 import math
@@ -594,7 +595,7 @@ class ImageModel:
             raise InputError(self.why_no_encoder)
         images, H, W = images.to(self.device).float(), *images.shape[2:]
         height, width = self.encoder.height, self.encoder.size
-        if height < width and H == W:                  # of cars: 4 : 3, in the middle rows of the square
+        if height < width and H == W:                   # of cars: 4 : 3, in the middle rows of the square
             images = images[:, :, H // 8:H - H // 8]
         if images.shape[2:] != (height, width):
             images = F.interpolate(images, (height, width), mode="bilinear", align_corners=False,
@@ -614,46 +615,219 @@ class ImageModel:
         return w if truncation == 1.0 else self.latent_avg + truncation * (w - self.latent_avg)
 
 
-# Which file is this? Told by its content, never by its name ------------------------------------------------
+# What is refused by name ------------------------------------------------------------------------------------
 
-# How files begin that are no checkpoints: (pattern of the first bytes, what to say)
-BEGINNINGS = (
-    (rb"(?i)(\xef\xbb\xbf)?\s*<(!doctype|html|head|body|\?xml)", "it is a web page, such as Google Drive's "
-     "warning or a login; download the file itself in a browser or with gdown."),
-    (rb"version https://git-lfs", "it is a pointer of git-lfs; run `git lfs pull` in its repository."),
-    (rb"\x1f\x8b|BZh|\xfd7zXZ|7z\xbc\xaf|Rar!|\x28\xb5\x2f\xfd", "it is compressed (gz, bz2, xz, 7z, rar, "
-     "zst); unpack it and name the file in it."),
-    (rb"(?s).{257}ustar", "it is a tar archive; unpack it and name the file in it."),
-    (rb"(?s).{3}\0{5}\{", "it is of safetensors; convert it by "
-     'torch.save(safetensors.torch.load_file("FILE"), "model.pt") and name model.pt.'),
-    (rb"\x08[\x01-\x20]\x12", "it is ONNX, a compiled network; name the checkpoint that it was made from."),
-    (rb"\x89HDF", "it is HDF5, of Keras perhaps; name a PyTorch checkpoint."),
-    (rb"\x93NUMPY", "it is an array, of codes perhaps; name the image model's file."),
-    (rb"\x89PNG|\xff\xd8\xff|GIF8|RIFF|(?s:....)ftyp", "it is a picture or video; name a model's file."),
-    (rb"\Z", "it is empty; get it again."),
-)
-# Networks of other makers: (pattern of the dotted names of their weights, what they are)
-OTHERS = (
+# (pattern, what it is: the cure). Looked for in a file's first bytes, and in the names of a zip's members, of
+# what a pickle calls and of the weights, one a line
+REFUSED = (
+    (r"\A\W*<(?i:!doctype|html|head|body|\?xml)",
+     "a web page, such as Google Drive's warning: fetch the file itself, in a browser or with gdown"),
+    (r"\Aversion https://git-lfs", "a pointer of git-lfs: run `git lfs pull` in its repository"),
+    (r"\A(\x1f\x8b|BZh|\xfd7zXZ|7z\xbc\xaf|Rar!|\x28\xb5\x2f\xfd|[\s\S]{257}ustar)",
+     "compressed (gz, bz2, xz, 7z, rar, zst) or a tar archive: unpack it and name the file in it"),
+    (r"\A[\s\S]{3}\0{5}\{", "of safetensors: convert it by "
+     'torch.save(safetensors.torch.load_file("FILE"), "model.pt") and name model.pt'),
+    (r"\A(\x08[\x01-\x20]\x12|\x89HDF|\x93NUMPY|\x89PNG|\xff\xd8\xff|GIF8|RIFF)",
+     "of ONNX, HDF5 or NumPy, or a picture, and not of PyTorch"),
+    (r"(^|/)constants\.pkl$", "TorchScript, a compiled network: name the checkpoint that it was made from"),
+    (r"^dnnlib\.tflib", "a TensorFlow pickle: convert it with legacy.py of stylegan2-ada-pytorch"),
+    (r"^(os|posix|nt|subprocess|pathlib\.(_local\.)?Path)\.|^(__)?builtins?(__)?\.(eval|exec|getattr|open)$",
+     "made to run commands, which was not done: delete it"),
     (r"synthesis\.(L\d+_\d+_\d+|input\.(freqs|weight))", "a StyleGAN3, another network"),
-    (r"superresolution\.|backbone\.(synthesis|mapping)\.", "an EG3D, another network"),
-    (r"\.iwt\.", "a SWAGAN, which draws wavelets"),
-    (r"(^|\.)res\.\d+\.conv", "a DualStyleGAN, which takes two codes"),
     (r"(^|\.)(G|GE)\.(initial_|blocks\.)", "of lucidrains/stylegan2-pytorch, another network"),
     (r"modulated_conv\.|condition_scale|stylegan_decoder", "of GFPGAN or BasicSR, another layout"),
     (r"mapping\.dense\d|synthesis\.layer\d+\.", "of genforce, another layout"),
     (r"style_mapping\.|style_modulation\.|constant_input", "of OpenMMLab, another layout"),
-    (r"progression\.\d", "a StyleGAN of the first kind, another network"),
-    (r"(^|\.)(rows_norm|hallucinate)\.", "a motion model of train.py, which --motion takes"),
-    (r"(?s)body\.\d.*output_layer\.\d", "a network that recognises faces (IR-SE50) and gives no codes"),
+    (r"(^|\.)res\.\d+\.conv", "a DualStyleGAN, which takes two codes"),
+    (r"(^|\.)hallucinate\.", "a motion model of train.py, which --motion takes"),
 )
-GOOD = "name a pSp, e4e, rosinality or NVIDIA StyleGAN2 checkpoint with --model, or use --model faces128."
-# What encoders read that do not read 3 channels
-READS = {1: "a sketch", 4: "a picture and an age, as SAM's", 19: "a segmentation map",
-         6: "a picture and the last try, as ReStyle's, which is iterative"}
-# Names of a layer's weights: stylegan2-ada-pytorch's and rosinality's
-LAYER = {"weight": "conv.weight", "bias": "activate.bias", "noise_strength": "noise.weight",
-         "affine.weight": "conv.modulation.weight", "affine.bias": "conv.modulation.bias"}
+CURE = ("name a pSp, e4e, rosinality or stylegan2-ada-pytorch checkpoint with --model (an encoder of pSp or "
+        "e4e alone with --encoder), or use --model faces128.")
 
+
+def refuse(text):
+    for pattern, what in REFUSED:
+        if re.search(pattern, text, re.MULTILINE):
+            raise InputError(f"it is {what}")
+
+
+# Reading without executing: the unpickler writes down what a file would do, and does nothing ----------------
+
+class Node:
+    """A call or an object of a file, written down: name ("module.name"), args, state, items."""
+    __slots__ = "args", "state", "items"
+
+    def __new__(cls, *args, **_):
+        self = super().__new__(cls)
+        self.args, self.state, self.items = args, None, {}
+        return self
+
+    def __setstate__(self, state):
+        self.state = state
+
+    def __setitem__(self, key, value):                  # kinds of dict
+        self.items[key] = value
+
+    def append(self, value):                            # kinds of list: they hold no weights
+        pass
+
+
+class Recorder(pickle.Unpickler):
+    """Gives plain data and Nodes alone: each name in a file becomes an empty class, nothing is looked up."""
+
+    def __init__(self, file):
+        super().__init__(file, encoding="latin1")
+        self.storages = {}
+
+    def find_class(self, module, name):
+        refuse(f"{module}.{name}")
+        return type("Node", (Node,), {"__slots__": (), "name": f"{module}.{name}"})
+
+    def persistent_load(self, pid):
+        """pid: ("storage", class, key, device, count, ...) or ("module", class, source file, source text)."""
+        if pid[0] == "module":
+            return pid[1]
+        self.storages[pid[2]] = pid
+        return pid
+
+
+STORAGES = {"torch.FloatStorage": torch.float32, "torch.HalfStorage": torch.float16,
+            "torch.DoubleStorage": torch.float64, "torch.BFloat16Storage": torch.bfloat16,
+            "torch.LongStorage": torch.int64}
+
+
+def flat_tensor(pid, data):
+    """The numbers of a storage, (count,), out of its bytes."""
+    kind, storage, _, _, count = pid[:5]
+    dtype = STORAGES[storage.name]
+    if kind != "storage" or len(data) != count * dtype.itemsize:
+        raise pickle.UnpicklingError("a storage of another size than it says")
+    return torch.frombuffer(bytearray(data), dtype=dtype) if count else torch.empty(0, dtype=dtype)
+
+
+def read_zip(file):
+    """What torch.save writes, an archive of a pickle and its storages -> object, function pid -> (count,)."""
+    archive = zipfile.ZipFile(file)
+    names = archive.namelist()
+    refuse("\n".join(names))
+    root = next((n.removesuffix("data.pkl") for n in names if re.fullmatch(r"([^/]+/)?data\.pkl", n)), None)
+    if root is None:
+        raise InputError(f"it is a zip archive ({', '.join(names[:3])}): unpack it and name the file in it")
+
+    @functools.lru_cache(8)                             # several tensors may lie in one storage
+    def storage(pid):
+        return flat_tensor(pid, archive.read(f"{root}data/{pid[2]}"))
+
+    return Recorder(archive.open(f"{root}data.pkl")).load(), storage
+
+
+def read_legacy(file):
+    """What torch.save wrote before 1.6: three pickles of versions, the object, storage keys; storages."""
+    for _ in range(3):
+        Recorder(file).load()
+    recorder, places = Recorder(file), {}
+    thing = recorder.load()
+    for key in Recorder(file).load():
+        _, kind, _, _, count = recorder.storages[key][:5]
+        if int.from_bytes(file.read(8), "little") != count:
+            raise pickle.UnpicklingError("a storage of another size than it says")
+        places[key] = file.tell(), count * STORAGES[kind.name].itemsize
+        file.seek(places[key][1], os.SEEK_CUR)
+
+    @functools.lru_cache(8)
+    def storage(pid):
+        start, size = places[pid[2]]
+        file.seek(start)
+        return flat_tensor(pid, file.read(size))
+
+    return thing, storage
+
+
+class Weight:
+    """A tensor of a file, read when it is wanted: the others of a training file cost nothing.
+
+    source: a storage's pid, or in NVIDIA's files a Node whose argument is a file of one storage.
+    """
+
+    def __init__(self, storage, source, offset, shape, stride, *_):
+        self.storage, self.source = storage, source
+        self.offset, self.shape, self.stride = offset, shape, stride
+
+    def read(self):
+        """A view of the storage, and no larger than it."""
+        pid, storage = self.source, self.storage
+        if isinstance(pid, Node):
+            pid, storage = read_legacy(io.BytesIO(pid.args[0]))
+        flat = storage(pid)
+        if self.offset < 0 or self.offset + math.prod(self.shape) > len(flat):
+            raise pickle.UnpicklingError("a tensor larger than its storage")
+        return flat.as_strided(self.shape, self.stride, self.offset)
+
+
+def parts_of(thing):
+    """{name: part} of a dict, an object, a network of torch, or one that NVIDIA's persistence saved."""
+    if isinstance(thing, Node) and thing.name.endswith("._reconstruct_persistent_obj"):
+        thing = parts_of(thing.args[0])["state"]
+    if isinstance(thing, Node):
+        thing = thing.items or (thing.state if isinstance(thing.state, dict) else {})
+    parts = dict(thing)
+    for group in {"_parameters", "_buffers", "_modules"} & set(parts):
+        parts.update(parts_of(parts.pop(group)))
+    return parts
+
+
+def leaves_of(thing, storage, prefix="", seen=()):
+    """{dotted path: Weight, number, word or Node} of what a file holds, less DataParallel's `module.`"""
+    leaves, seen = {}, seen or {id(thing)}              # what a file holds twice is read once
+    for name, value in parts_of(thing).items():
+        path = re.sub(r"(^|\.)(module|_orig_mod)\.", r"\1", f"{prefix}{name}")
+        if isinstance(value, Node) and value.name == "torch._utils._rebuild_parameter":
+            value = value.args[0]
+        if isinstance(value, Node) and value.name.startswith("torch._utils._rebuild_tensor"):
+            value = Weight(storage, *value.args)
+
+        if not isinstance(value, (dict, Node)) or not parts_of(value):
+            leaves[path] = value
+        elif id(value) not in seen:
+            seen.add(id(value))
+            leaves.update(leaves_of(value, storage, f"{path}.", seen))
+    return leaves
+
+
+@contextlib.contextmanager
+def checkpoint(path):
+    """The leaves of a file, while it is open. What goes wrong then is one sentence that names the file."""
+    try:
+        if re.match(r"[A-Za-z]{2,}:/", str(path)):
+            raise InputError("it is an address; download the file and give its path")
+        if Path(path).is_dir():
+            raise InputError("it is a folder: name the file in it")
+        if not Path(path).exists():
+            raise InputError("it does not exist")
+        with open(path, "rb") as file:
+            start = file.read(512)
+            file.seek(0)
+            refuse(start.decode("latin1"))
+            if start[:2] == b"PK":
+                thing, storage = read_zip(file)
+            elif start.startswith(pickle.dumps(0x1950a86a20f9469cfc6c, 2)):             # torch's magic number
+                thing, storage = read_legacy(file)
+            else:
+                thing, storage = Recorder(file).load(), None
+            if not isinstance(thing, (dict, Node)):
+                raise InputError(f"it holds a {type(thing).__name__} and no network")
+            leaves = leaves_of(thing, storage)
+            refuse("\n".join(leaves))
+            yield leaves
+    except InputError as error:
+        raise InputError(f"{path} cannot be used: {error}; {CURE}") from None
+    except Exception as error:                          # pickle, zipfile and torch raise a dozen types
+        why = " ".join(str(error).split())[:100] or type(error).__name__
+        raise InputError(f"{path} cannot be read as a checkpoint ({why}); it may be cut short or of another "
+                         f"format: get it again or name another file.") from None
+
+
+# Networks out of weights, their sizes read off the shapes ---------------------------------------------------
 
 def count(pattern, names):
     return sum(re.fullmatch(pattern, name) is not None for name in names)
@@ -663,32 +837,18 @@ def below(leaves, prefix):
     return {name[len(prefix):]: value for name, value in leaves.items() if name.startswith(prefix)}
 
 
-def average_in(leaves):
-    """latent_avg of a file, or None."""
-    names = [name for name in leaves if name.split(".")[-1] == "latent_avg"]
-    return leaves[min(names, key=len)] if names else None
-
-
 def find_generator(leaves):
-    """Weights of the file's generator under rosinality's names, latent_avg or None, lr_mlp, clamp."""
-    names = "\n".join(leaves)
-    for pattern, what in OTHERS:
-        if re.search(pattern, names, re.MULTILINE):
-            raise InputError(f"it is {what}; {GOOD}")
-
+    """The file's generator: weights under rosinality's names, latent_avg or None, lr_mlp, clamp."""
     def rank(prefix):                                   # a pSp file's decoder first, then running averages
         return not prefix.endswith("decoder."), "ema" not in prefix.lower()
 
     pattern = re.compile(r"((?:.*\.)?)(conv1\.conv\.modulation\.weight|synthesis\.b4\.const)")
     found = sorted((match[1] for match in map(pattern.fullmatch, leaves) if match), key=rank)
-    if not found and re.search(r"styles\.0\.linear\.weight", names):
-        raise InputError("it holds an encoder only; name a generator with --model and this with --encoder.")
     if not found:
-        some = [name for name, value in leaves.items() if isinstance(value, torch.Tensor)][:3]
-        some = f"weights called {', '.join(some)}" if some else "no weights"
-        raise InputError(f"it holds no StyleGAN2 generator ({some}); {GOOD}")
+        some = [name for name, value in leaves.items() if isinstance(value, Weight)][:3]
+        raise InputError(f"it holds no StyleGAN2 generator ({', '.join(some) or 'no weights'})")
     if len(found) > 1 and rank(found[0]) == rank(found[1]):
-        raise InputError(f"it holds several generators ({', '.join(found)}); keep one of them.")
+        raise InputError(f"it holds several generators ({', '.join(found)}): keep one of them")
 
     weights = below(leaves, found[0])
     if "synthesis.b4.const" in weights:
@@ -696,17 +856,31 @@ def find_generator(leaves):
     return weights, average_in(leaves), float(leaves.get("opts.lr_mlp") or 0.01), None
 
 
+def average_in(leaves):
+    """latent_avg of a file, or None."""
+    names = [name for name in leaves if name.split(".")[-1] == "latent_avg"]
+    average = leaves[min(names, key=len)] if names else None
+    if not isinstance(average, (Weight, type(None))):
+        raise InputError("its latent_avg is no tensor of torch")
+    return average
+
+
+# Names of a layer's weights: stylegan2-ada-pytorch's and rosinality's
+LAYER = {"weight": "conv.weight", "bias": "activate.bias", "noise_strength": "noise.weight",
+         "affine.weight": "conv.modulation.weight", "affine.bias": "conv.modulation.bias"}
+
+
 def from_nvidia(leaves):
     """What find_generator returns, from a generator of stylegan2-ada-pytorch."""
     if leaves.get("c_dim") or "mapping.embed.weight" in leaves:
-        raise InputError("the generator is conditional (it needs class labels); use an unconditional one.")
+        raise InputError("the generator is conditional (it needs class labels)")
     kinds = {value for name, value in leaves.items() if name.endswith(".architecture")} - {"skip"}
     if kinds or "synthesis.b4.torgb.weight" not in leaves:
         kinds = ", ".join(kinds) or "resnet or orig"
-        raise InputError(f"the generator's architecture is {kinds}; only skip is supported.")
+        raise InputError(f"the generator's architecture is {kinds}; only skip is supported")
     for name, value in leaves.items():
-        if name.endswith("resample_filter") and not torch.allclose(4 * value.float(), fir_kernel(4.0)):
-            raise InputError(f"the generator resamples with another filter than [1, 3, 3, 1]; {GOOD}")
+        if name.endswith("resample_filter") and not torch.allclose(4 * value.read().float(), fir_kernel(4.0)):
+            raise InputError("the generator resamples with another filter than [1, 3, 3, 1]")
 
     names = {"synthesis.b4.const": "input.input"}
     for k in range(count(r"mapping\.fc\d+\.weight", leaves)):
@@ -724,268 +898,72 @@ def from_nvidia(leaves):
     return weights, leaves.get("mapping.w_avg"), float(gain), clamp
 
 
-def filled(module, weights, optional=()):
-    """The module with weights taken from a dict by name; optional: endings of names that may be absent."""
-    state = module.state_dict()
-    for name, value in state.items():
-        if name in weights and weights[name].squeeze().shape == value.squeeze().shape:
-            state[name] = weights[name].reshape(value.shape).float()
-        elif name in weights:
-            raise InputError(f"{name} has shape {(*weights[name].shape,)}, not {(*value.shape,)}; {GOOD}")
-        elif not name.endswith(tuple(optional)):
-            raise InputError(f"it is not complete ({name} is missing); {GOOD}")
-    module.load_state_dict(state)
+def filled(network, weights, *sizes):
+    """network(*sizes) with weights by name; absent kernels are the usual ones, absent noise has seed 0."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        module = network(*sizes)
+    for name, value in module.state_dict().items():
+        if name in weights:
+            shape = weights[name].shape
+            if [n for n in shape if n != 1] != [n for n in value.shape if n != 1]:
+                raise InputError(f"{name} has shape {shape}, not {(*value.shape,)}")
+            value.copy_(weights[name].read().reshape(value.shape))
+        elif not re.search(r"\.kernel$|noise", name):
+            raise InputError(f"it is not complete ({name} is missing)")
     return module
 
 
-def generator_from(weights, lr_mlp=0.01, clamp=None):
-    """Generator, sizes read off weights under rosinality's names; absent noise maps are drawn (seed 0)."""
-    start, colours = weights["input.input"], weights["to_rgb1.conv.weight"].shape[-4]
-    if start.shape[-2:] != (4, 4):
-        raise InputError(f"its pictures are not square ({start.shape[-1]} : {start.shape[-2]}); {GOOD}")
+def generator_from(weights, lr_mlp, clamp):
+    """Weights under rosinality's names -> Generator."""
+    start, colours = weights["input.input"].shape, weights["to_rgb1.conv.weight"].shape[-4]
+    if start[-2:] != (4, 4):
+        raise InputError(f"its pictures are not square ({start[-1]} : {start[-2]})")
     if colours != 3:
-        raise InputError(f"its pictures have {colours} colour channels, not the 3 of RGB; {GOOD}")
+        raise InputError(f"its pictures have {colours} colour channels, not the 3 of RGB")
 
     D, n_mlp = weights["conv1.conv.modulation.weight"].shape[1], count(r"style\.\d+\.weight", weights)
     Z = weights["style.1.weight"].shape[1] if n_mlp else D
-    channels, k = {4: start.shape[-3]}, 0
+    channels, k = {4: start[-3]}, 0
     while f"convs.{2 * k}.conv.weight" in weights:
         channels[8 * 2 ** k] = weights[f"convs.{2 * k}.conv.weight"].shape[-4]
         k += 1
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        generator = Generator(4 * 2 ** k, D, Z, n_mlp, channels, lr_mlp, clamp)
-    noises = [f"noise_{k}" for k in range(generator.L - 1)]
-    return filled(generator, weights, [*noises, ".kernel", ".noise.weight"])
+    return filled(Generator, weights, 4 * 2 ** k, D, Z, n_mlp, channels, lr_mlp, clamp)
 
 
 def encoder_from(leaves):
-    """Encoder of a pSp or e4e file, sizes read off the weights. Raises InputError with why there is none."""
+    """Encoder of a pSp or e4e file. Raises InputError with why there is none."""
     end = "input_layer.0.weight"
     found = [name.removesuffix(end) for name in leaves if name.endswith(end)]
     if not found:
-        raise InputError("it has no encoder; name a pSp or e4e file that has one with --encoder.")
+        raise InputError("it has no encoder")
     weights = below(leaves, min(found, key=lambda prefix: not re.search(r"(^|\.)encoder\.$", prefix)))
     kind, channels = str(leaves.get("opts.encoder_type") or "GradualStyleEncoder"), weights[end].shape[1]
     if channels != 3:
-        raise InputError(f"its encoder reads {channels} channels ({READS.get(channels, 'something else')}), "
-                         f"not the 3 of a picture; name a pSp or e4e file with --encoder.")
+        raise InputError(f"its encoder reads {channels} channels, not the 3 of a picture (ReStyle's reads 6 "
+                         f"and is iterative, SAM's 4 with an age; others read sketches or maps)")
     if kind not in ("GradualStyleEncoder", "Encoder4Editing") or "latlayer1.weight" not in weights:
-        raise InputError(f"its encoder is a {kind}, neither pSp's GradualStyleEncoder nor e4e's "
-                         f"Encoder4Editing; name a file of these with --encoder.")
+        raise InputError(f"its encoder is a {kind}, not pSp's GradualStyleEncoder or e4e's Encoder4Editing")
 
     # {width: depth} of the four stages
     units = range(count(r"body\.\d+\.res_layer\.1\.weight", weights))
-    stages = collections.Counter(len(weights[f"body.{k}.res_layer.1.weight"]) for k in units)
+    stages = collections.Counter(weights[f"body.{k}.res_layer.1.weight"].shape[0] for k in units)
     D, head = weights["styles.0.linear.weight"].shape
     size = 16 * 2 ** count(r"styles\.0\.convs\.\d+\.weight", weights)
     L = count(r"styles\.\d+\.linear\.weight", weights)
     blocks = count(r".*decoder\.to_rgbs\.\d+\.bias", leaves)
     L = min(L, 2 * blocks + 2) if blocks else L         # rows beyond the decoder's: pSp of 2020 always had 18
-    encoder = GradualStyleEncoder(L, D, size, [*stages.values()], [*stages], head, kind == "Encoder4Editing")
+    deltas = kind == "Encoder4Editing"
+    encoder = filled(GradualStyleEncoder, weights, L, D, size, [*stages.values()], [*stages], head, deltas)
     if str(leaves.get("opts.dataset_type")).startswith("cars"):
         encoder.height = 3 * size // 4                  # 192 x 256 (e4e, configs/transforms_config.py)
-    return filled(encoder, weights)
+    return encoder
 
 
-# Reading without executing: every name in a file is looked up in ALLOWED and nowhere else -------------------
+# Fetching and loading ---------------------------------------------------------------------------------------
 
-class Pickled:
-    """An object of a file: what it was saved with, never its class or source text."""
-    __slots__ = ("state",)
-
-    def __new__(cls, *arguments):
-        if arguments:
-            raise InputError(f"it calls {cls.__name__}, which no network needs; do not use it.")
-        self = super().__new__(cls)
-        self.state = {}
-        return self
-
-    def __setstate__(self, state):
-        for part in state if isinstance(state, tuple) else (state,):        # (__dict__, slots) or __dict__
-            self.state.update(part or {})
-
-    def __setitem__(self, name, value):                                     # kinds of dict
-        self.state[name] = value
-
-
-def persistent(meta):
-    """An object that stylegan2-ada-pytorch's persistence saved."""
-    thing = Pickled()
-    thing.state.update(meta["state"])
-    return thing
-
-
-class Ordered(dict):
-    """OrderedDict of a file, without the attributes that it may carry (_metadata)."""
-    __slots__ = ()
-
-    def __setstate__(self, state):
-        pass
-
-
-class Numpy:
-    """A numpy.dtype (code is set) or numpy.ndarray of a file; only plain numbers."""
-    __slots__ = "code", "array"
-
-    def __init__(self, code="", *_):
-        self.code, self.array = str(code), None
-
-    def __setstate__(self, state):
-        if self.code:                                                       # version, byte order, ...
-            self.code = str(state[1]).replace("|", "=") + self.code
-        else:                                                           # version, shape, dtype, order, bytes
-            self.array = state[2].numbers(state[4]).reshape(state[1], order="F" if state[3] else "C")
-
-    def numbers(self, data):
-        if not re.fullmatch("[<>=]?[fiub][1248]", self.code):
-            raise pickle.UnpicklingError(f"numbers of type {self.code}")
-        dtype = np.dtype(self.code)
-        return np.frombuffer(data, dtype).astype(dtype.newbyteorder("="))
-
-
-def tensor_from(storage, offset, size, stride, *_):
-    """A tensor that lies inside its storage, a flat tensor, and is no larger than it."""
-    if offset < 0 or offset + math.prod(size) > storage.numel():
-        raise pickle.UnpicklingError("a tensor larger than its storage")
-    return storage.as_strided(tuple(size), tuple(stride), offset)
-
-
-class Callable:
-    """A function that a file may call, without attributes that a file could change."""
-    __slots__ = ("function",)
-
-    def __init__(self, function):
-        object.__setattr__(self, "function", function)
-
-    def __setattr__(self, name, value):
-        raise pickle.UnpicklingError(f"an attempt to change {name}")
-
-    def __call__(self, *args):
-        return self.function(*args)
-
-
-STORAGES = {"Float": torch.float32, "Half": torch.float16, "BFloat16": torch.bfloat16,
-            "Double": torch.float64, "Long": torch.int64, "Int": torch.int32, "Short": torch.int16,
-            "Char": torch.int8, "Byte": torch.uint8, "Bool": torch.bool}
-FUNCTIONS = {
-    "collections.defaultdict": lambda *_: Ordered(),
-    "torch_utils.persistence._reconstruct_persistent_obj": persistent,
-    "torch._utils._rebuild_tensor": tensor_from,
-    "torch._utils._rebuild_tensor_v2": tensor_from,
-    "torch._utils._rebuild_parameter": lambda tensor, *_: tensor,
-    "torch.storage._load_from_bytes": lambda data: read_legacy(io.BytesIO(data)),
-    "torch.Size": lambda sizes: str(sizes),
-    "torch.device": lambda *parts: ":".join(map(str, parts)),
-    "numpy.dtype": Numpy,
-    "numpy.core.multiarray.scalar": lambda dtype, data: dtype.numbers(data).item(),
-    "numpy.core.multiarray._reconstruct": lambda *_: Numpy(),
-    "pathlib.Path": lambda *parts: "/".join(parts),
-    "_codecs.encode": lambda text, coding: text.encode("latin1"),           # bytes in pickles of protocol 2
-}
-ALLOWED = {
-    **{name: Callable(function) for name, function in FUNCTIONS.items()},
-    **{f"torch.{name}Storage": dtype for name, dtype in STORAGES.items()},
-    "collections.OrderedDict": Ordered, "builtins.dict": Ordered, "dnnlib.util.EasyDict": Ordered,
-    "builtins.set": set,
-}
-# Other names of the same: of Python 2, of NumPy 2, of each system
-SAME = ((r"^__builtin__\.", "builtins."), (r"^numpy\._core\.", "numpy.core."),
-        (r"^pathlib\.(_local\.)?(Pure)?(Posix|Windows)?Path$", "pathlib.Path"))
-
-
-class PassiveUnpickler(pickle.Unpickler):
-    """storage: (dtype, key, count) -> flat tensor, for files of torch.save."""
-
-    def __init__(self, file, storage=None):
-        super().__init__(file, encoding="utf-8")
-        self.storage = storage
-
-    def find_class(self, module, name):
-        name = f"{module}.{name}"
-        if name.startswith("dnnlib.tflib"):
-            raise InputError("it is a TensorFlow pickle; convert it with legacy.py of stylegan2-ada-pytorch, "
-                             "or take a PyTorch file, such as https://nvlabs-fi-cdn.nvidia.com/"
-                             "stylegan2-ada-pytorch/pretrained/ffhq.pkl.")
-        for pattern, usual in SAME:
-            name = re.sub(pattern, usual, name)
-        return ALLOWED[name] if name in ALLOWED else type(name, (Pickled,), {"__slots__": ()})
-
-    def persistent_load(self, pid):
-        if self.storage and pid[0] == "storage" and isinstance(pid[1], torch.dtype):
-            return self.storage(pid[1], str(pid[2]), int(pid[4]))
-        if self.storage and pid[0] == "module" and issubclass(pid[1], Pickled):     # a class and its source
-            return pid[1]
-        raise pickle.UnpicklingError("a persistent id that is no storage")
-
-
-def flat_tensor(data, count, dtype):
-    """Bytes of a storage -> (count,)."""
-    if len(data) != count * dtype.itemsize:
-        raise pickle.UnpicklingError("a storage of another size than it says")
-    return torch.frombuffer(bytearray(data), dtype=dtype) if count else torch.empty(0, dtype=dtype)
-
-
-def read_zip(file):
-    """What torch.save writes: a zip archive of a pickle and the storages that it names, not compressed."""
-    archive, storages = zipfile.ZipFile(file), {}
-    names = archive.namelist()
-    root = next((n.removesuffix("data.pkl") for n in names if re.fullmatch(r"([^/]+/)?data\.pkl", n)), None)
-    if root is None:
-        raise InputError(f"it is a zip archive ({', '.join(names[:3])}); unpack it and name the file in it.")
-    if f"{root}constants.pkl" in names:
-        raise InputError("it is TorchScript, a compiled network; name the checkpoint that it was made from.")
-    if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
-        raise pickle.UnpicklingError("a zip archive that torch.save did not write")
-
-    def storage(dtype, key, count):
-        if (key, dtype) not in storages:
-            storages[key, dtype] = flat_tensor(archive.read(f"{root}data/{key}"), count, dtype)
-        return storages[key, dtype]
-
-    return PassiveUnpickler(archive.open(f"{root}data.pkl"), storage).load()
-
-
-def read_legacy(file):
-    """What torch.save wrote before 1.6: three pickles of versions, the object, storage keys; storages."""
-    for _ in range(3):
-        PassiveUnpickler(file).load()
-    here, storages = file.tell(), {}
-    room = file.seek(0, os.SEEK_END) - here
-    file.seek(here)
-
-    def storage(dtype, key, count):                     # filled below
-        if not 0 <= count * dtype.itemsize <= room:
-            raise pickle.UnpicklingError("a storage larger than the file")
-        if key not in storages:
-            storages[key] = torch.empty(count, dtype=dtype)
-        return storages[key]
-
-    thing = PassiveUnpickler(file, storage).load()
-    for key in PassiveUnpickler(file).load():
-        flat, count = storages[key], int.from_bytes(file.read(8), "little")
-        flat.copy_(flat_tensor(file.read(flat.nbytes), count, flat.dtype))
-    return thing
-
-
-def leaves_of(thing, prefix="", seen=()):
-    """{dotted path: tensor, number or word} of what a dict or network holds, less DataParallel's `module.`"""
-    leaves, seen = {}, seen or {id(thing)}              # what a file holds twice is read once
-    parts = thing
-    if isinstance(thing, Pickled):
-        parts = dict(thing.state)
-        for group in ("_parameters", "_buffers", "_modules"):
-            parts.update(parts.pop(group, None) or {})
-    for name, value in parts.items():
-        path = re.sub(r"(^|\.)(module|_orig_mod)\.", r"\1", f"{prefix}{name}")
-        if isinstance(value, (dict, Pickled)) and id(value) not in seen:
-            seen.add(id(value))
-            leaves.update(leaves_of(value, f"{path}.", seen))
-        elif isinstance(value, Numpy) and value.array is not None:
-            leaves[path] = torch.from_numpy(value.array)
-        elif isinstance(value, (torch.Tensor, int, float, str, type(None))):
-            leaves[path] = value
-    return leaves
+def cache_folder():
+    return Path(os.environ.get("STYLEVIDEOGAN_CACHE") or Path.home() / ".cache" / "stylevideogan")
 
 
 def sha256_of(path):
@@ -996,57 +974,11 @@ def sha256_of(path):
     return digest.hexdigest()
 
 
-@contextlib.contextmanager
-def reading(path):
-    """What goes wrong inside becomes one sentence that names the file."""
-    try:
-        yield
-    except InputError as error:
-        raise InputError(f"{path} cannot be used: {error}") from None
-    except Exception as error:                          # pickle, zipfile and torch raise a dozen types
-        why = " ".join(str(error).split())[:100] or type(error).__name__
-        raise InputError(f"{path} cannot be read as a checkpoint ({why}); it may be cut short or of another "
-                         f"format: get it again or name another file.") from None
-
-
-def read_checkpoint(path):
-    """A file's {dotted path: tensor, number or word} and its sha256. Nothing in it is executed."""
-    if re.match(r"[A-Za-z]{2,}:/", str(path)):
-        raise InputError(f"{path} is an address; download the file and give its path.")
-    if Path(path).is_dir():
-        raise InputError(f"{path} is a folder; name the file in it.")
-    if not Path(path).exists():
-        raise InputError(f"{path} does not exist; name an image model that does with --model.")
-    with reading(path), open(path, "rb") as file:
-        start = file.read(512)
-        file.seek(0)
-        for pattern, what in BEGINNINGS:
-            if re.match(pattern, start):
-                raise InputError(what)
-        if start[:2] == b"PK":
-            thing = read_zip(file)
-        elif start.startswith(pickle.dumps(0x1950a86a20f9469cfc6c, 2)):     # torch's magic number
-            thing = read_legacy(file)
-        else:
-            thing = PassiveUnpickler(file).load()
-        if not isinstance(thing, (dict, Pickled)):
-            raise InputError(f"it holds a {type(thing).__name__} and no network; {GOOD}")
-        return leaves_of(thing), sha256_of(path)
-
-
-# Fetching --------------------------------------------------------------------------------------------------
-
-def cache_folder():
-    """Where fetched models are kept: $STYLEVIDEOGAN_CACHE, or .cache/stylevideogan in the home folder."""
-    return Path(os.environ.get("STYLEVIDEOGAN_CACHE") or Path.home() / ".cache" / "stylevideogan")
-
-
 def fetch(file, url, sha256=None, option="--model"):
     """Path of an official file in the cache folder, fetched at first use, and the sha256 that it must have.
 
     A download that was cut off goes on where it stopped. Where no sha256 is published, that of the first
-    download is printed, written beside the file, and demanded from then on. Raises InputError with what to do
-    by hand; option: the one that names such a file.
+    download is kept beside the file and demanded from then on. option: names such a file on a command line.
     """
     path = cache_folder() / file
     part, pin = path.with_name(f"{file}.part"), path.with_name(f"{file}.sha256")
@@ -1063,8 +995,7 @@ def fetch(file, url, sha256=None, option="--model"):
                 raise OSError(f"what came has sha256 {found}, not {sha256}")
             pin.write_text(found + "\n")
             os.replace(part, path)
-            known = "" if sha256 else "; none is published to compare with: it is demanded from now on"
-            print(f"{path} has sha256 {found}{known}.", file=sys.stderr)
+            print(f"{path} has sha256 {found}; it is demanded from now on.", file=sys.stderr)
         return path, sha256 or (pin.read_text().strip() if pin.exists() else None)
     except Exception as error:                          # gdown and requests raise many types
         why = " ".join(str(error).split())[:200]
@@ -1072,14 +1003,32 @@ def fetch(file, url, sha256=None, option="--model"):
                          f"or name a file with {option}.") from None
 
 
-# Loading ---------------------------------------------------------------------------------------------------
-
 def rows_of(average, L, D):
     """latent_avg of a file, of one row or at least L rows, as (L, D); further rows were never used."""
-    rows = average.float().reshape(-1, average.shape[-1])
+    rows = average.read().float().reshape(-1, average.shape[-1])
     if rows.shape[1] != D or 1 < len(rows) < L:
-        raise InputError(f"latent_avg has shape {(*average.shape,)}, the generator takes {(L, D)}; {GOOD}")
+        raise InputError(f"latent_avg has shape {average.shape}, the generator takes {(L, D)}")
     return rows[:L].expand(L, D)
+
+
+def add_encoder(model, leaves, path):
+    """Give the model the encoder among the leaves of a file, with the average that it was trained with."""
+    encoder, average = encoder_from(leaves), average_in(leaves)
+    if (encoder.L, encoder.D) != (model.L, model.D):
+        px = 2 ** (encoder.L // 2 + 1)
+        raise InputError(f"the encoder gives {encoder.L} x {encoder.D} codes ({px} px), the generator takes "
+                         f"{model.L} x {model.D} ({model.size} px)")
+    if encoder.height < encoder.size:
+        print(f"{path} encodes cars: it reads the middle three quarters of a square's rows.", file=sys.stderr)
+
+    if not leaves.get("opts.start_from_latent_avg", True):
+        model.start = torch.zeros_like(model.latent_avg)
+    elif average is not None:
+        model.start = rows_of(average, model.L, model.D).to(model.device)
+        if is_far(model, model.start):
+            print(f"Warning: latent_avg of {path} is far from that of {model.name}: the encoder belongs to "
+                  f"another generator, or gives Z+ codes; use files that belong together.", file=sys.stderr)
+    model.encoder = encoder.eval().requires_grad_(False).to(model.device)
 
 
 def is_far(model, average):
@@ -1087,26 +1036,7 @@ def is_far(model, average):
     z = torch.from_numpy(np.random.RandomState(0).standard_normal((500, model.Z)))
     w = model.map(z)[:, 0] if model.has_actors else torch.zeros(1, model.D, device=model.device)
     spread = (w - model.latent_avg[0]).norm(dim=1).mean()
-    return bool((average.to(model.device) - model.latent_avg).norm(dim=1).mean() > spread / 4)
-
-
-def add_encoder(model, leaves, path, own):
-    """Give the model the encoder among a file's leaves; own: whether that is the generator's file."""
-    encoder = encoder_from(leaves)
-    if (encoder.L, encoder.D) != (model.L, model.D):
-        px = 2 ** (encoder.L // 2 + 1)
-        raise InputError(f"the encoder gives {encoder.L} x {encoder.D} codes ({px} px), the generator takes "
-                         f"{model.L} x {model.D} ({model.size} px); use files that belong together.")
-    average = None if own else average_in(leaves)
-    start = model.latent_avg if average is None else rows_of(average, model.L, model.D).to(model.device)
-    if not leaves.get("opts.start_from_latent_avg", True):
-        start = torch.zeros_like(start)
-    elif is_far(model, start):
-        print(f"Warning: latent_avg of {path} is far from that of {model.name}: the encoder belongs to "
-              f"another generator, or gives codes of Z+; use files that belong together.", file=sys.stderr)
-    if encoder.height < encoder.size:
-        print(f"{path} encodes cars: it reads the middle three quarters of a square's rows.", file=sys.stderr)
-    model.encoder, model.start = encoder.eval().requires_grad_(False).to(model.device), start
+    return bool((average - model.latent_avg).norm(dim=1).mean() > spread / 4)
 
 
 def load_image_model(name_or_path, encoder=None, device=None):
@@ -1122,27 +1052,29 @@ def load_image_model(name_or_path, encoder=None, device=None):
         path, published = fetch(*OFFICIAL[name])
     if name == "faces128" and not path.is_file():
         path = ASSETS / "faces128.pt"
-    leaves, sha256 = read_checkpoint(path)
-    if sha256 != (published or sha256):
-        raise InputError(f"{path} has sha256 {sha256}, not {published}; delete it, and it is fetched again.")
 
-    with reading(path):
+    with checkpoint(path) as leaves:
+        sha256 = sha256_of(path)
+        if sha256 != (published or sha256):
+            raise InputError(f"it has sha256 {sha256}, not {published}: delete it, and it is fetched again")
         weights, average, lr_mlp, clamp = find_generator(leaves)
         generator = generator_from(weights, lr_mlp, clamp)
-        if average is None:                             # estimated, as upstream does
+        if average is not None:
+            average = rows_of(average, generator.L, generator.D)
+        elif generator.n_mlp:                           # estimated, as upstream does
             z = torch.from_numpy(np.random.RandomState(0).standard_normal((10000, generator.Z))).float()
-            average = generator.style(z).mean(0).detach() if generator.n_mlp else torch.zeros(generator.D)
-        average = rows_of(average, generator.L, generator.D)
-    called = str(leaves.get("opts.name") or path.stem)
-    model = ImageModel(generator, None, average, called, sha256, device or "cpu")
+            average = generator.style(z).mean(0).detach()
+        else:
+            average = torch.zeros(generator.D)
+        called = str(leaves.get("opts.name") or path.stem)
+        model = ImageModel(generator, None, average, called, sha256, device or "cpu")
+        if encoder is None:
+            try:
+                add_encoder(model, leaves, path)
+            except InputError as error:
+                model.why_no_encoder = f"{path} has no encoder to use: {error}; {CURE}"
 
     if encoder is not None:
-        leaves, path = read_checkpoint(encoder)[0], encoder
-    try:
-        with reading(path):
-            add_encoder(model, leaves, path, own=encoder is None)
-    except InputError as error:
-        if encoder is not None:
-            raise
-        model.why_no_encoder = str(error)
+        with checkpoint(encoder) as leaves:
+            add_encoder(model, leaves, encoder)
     return model

@@ -195,10 +195,10 @@ WRAPPERS = {
     "state_dict": lambda g: {"state_dict": g, "epoch": 3},
     "HyperStyle": lambda g: {"state_dict": {**prefixed("decoder.", g), "hypernet.x": torch.ones(2)}},
     "Namespace": lambda g: {"g_ema": g, "args": argparse.Namespace(size=32, path="/data")},
-    "numpy and paths": lambda g: {"g_ema": g, "latent_avg": np.zeros(16, np.float32), "opts": {
-        "ada_aug_p": np.float64(0.3), "best": np.int64(3), "where": Path("a") / "b",
+    "numpy and paths": lambda g: {"g_ema": g, "best_val_loss": np.float64(0.3), "opts": {
+        "step": np.int64(3), "quads": np.zeros((4, 2)), "where": Path("a") / "b",
         "device": torch.device("cpu"), "size": torch.Size([3]), "kinds": {1, 2},
-        "more": collections.defaultdict(list, a=[1])}},
+        "losses": collections.deque([1.0], 5), "more": collections.defaultdict(list, a=[1])}},
     "half": lambda g: {"g_ema": {n: v.bfloat16() for n, v in g.items()}},
 }
 
@@ -228,15 +228,15 @@ def test_rows_beyond_the_decoders_are_dropped(tmp_path):
         load(tmp_path / "rows.pt", {**checkpoint, "latent_avg": torch.ones(3, 16)})
 
 
-@pytest.mark.parametrize("opts, channels, words", (
-    ({}, 1, "reads 1 channels.*sketch"), ({}, 4, "4 channels.*SAM"), ({}, 6, "6 channels.*ReStyle"),
-    ({"encoder_type": "ProgressiveBackboneEncoder"}, 6, "6 channels.*ReStyle"), ({}, 19, "19 channels.*map"),
-    ({"encoder_type": "BackboneEncoderUsingLastLayerIntoW"}, 3, "is a BackboneEncoderUsingLastLayerIntoW")))
-def test_a_decoder_is_read_whatever_its_encoder_is(tmp_path, opts, channels, words):
+@pytest.mark.parametrize("kind, channels, words", (
+    ("GradualStyleEncoder", 1, "reads 1 channels.*sketch"), ("GradualStyleEncoder", 4, "4 channels.*SAM"),
+    ("GradualStyleEncoder", 19, "19 channels.*maps"), ("ProgressiveBackboneEncoder", 6, "6 .*ReStyle"),
+    ("BackboneEncoderUsingLastLayerIntoW", 3, "is a BackboneEncoderUsingLastLayerIntoW")))
+def test_a_decoder_is_read_whatever_its_encoder_is(tmp_path, kind, channels, words):
     generator, _, checkpoint = small_checkpoint()
     parts, name = checkpoint["state_dict"], "encoder.input_layer.0.weight"
     parts = {**parts, name: parts[name][:, :1].repeat(1, channels, 1, 1)}
-    model = load(tmp_path / "r.pt", {**checkpoint, "state_dict": parts, "opts": opts})
+    model = load(tmp_path / "r.pt", {**checkpoint, "state_dict": parts, "opts": {"encoder_type": kind}})
     w = torch.ones(1, 8, 16)
     assert model.encoder is None and torch.equal(model.render(w), generator(w))
     with pytest.raises(InputError, match=f"r.pt .*{words}.*--encoder"):
@@ -265,21 +265,6 @@ def zipped(*names):
     return archive.getvalue()
 
 
-@pytest.mark.parametrize("data, words", (
-    (b"<!DOCTYPE html><html><title>Google Drive - Virus scan warning", "web page.*gdown"),
-    (b"\n<html lang='en'>", "web page"), (b"version https://git-lfs.github.com/spec/v1\noid", "git lfs pull"),
-    (b"\x1f\x8b\x08\0", "compressed"), (zipped("model.pkl"), "zip archive .model.pkl.*unpack"),
-    (zipped("m/data.pkl", "m/constants.pkl"), "TorchScript"),
-    (b"", "empty"), (b"m.pt".ljust(257, b"\0") + b"ustar\x0000", "tar archive"),
-    (b"\x40\0\0\0\0\0\0\0{\"a\":{}", "safetensors.*torch.save"),
-    (b"\x08\x08\x12\x07pytorch", "ONNX"), (b"\x89HDF\r\n", "HDF5"), (b"\x93NUMPY\x01\0", "array"),
-    (b"\x89PNG\r\n\x1a\n", "picture"), (b"hello", "cut short or of another format")))
-def test_files_of_other_formats_are_named(tmp_path, data, words):
-    (tmp_path / "m.pt").write_bytes(data)
-    with pytest.raises(InputError, match=f"m.pt .*{words}"):
-        models.load_image_model(tmp_path / "m.pt")
-
-
 def changed(name, change):
     """The small generator's state dict with one tensor changed."""
     weights = dict(small_checkpoint()[0].state_dict())
@@ -290,26 +275,32 @@ one = torch.ones(1)
 
 
 @pytest.mark.parametrize("content, words", (
+    (b"<!DOCTYPE html><html><title>Google Drive - Virus scan warning", "web page.*gdown"),
+    (b"\n<html lang='en'>", "web page"), (b"version https://git-lfs.github.com/spec/v1\noid", "git lfs pull"),
+    (b"\x1f\x8b\x08\0", "compressed.*unpack"), (b"m.pt".ljust(257, b"\0") + b"ustar\x0000", "tar archive"),
+    (zipped("model.pkl"), "zip archive .model.pkl.*unpack"),
+    (zipped("m/data.pkl", "m/constants.pkl"), "TorchScript"),
+    (b"\x40\0\0\0\0\0\0\0{\"a\":{}", "safetensors.*torch.save"), (b"\x89PNG\r\n\x1a\n", "picture"),
+    (b"", "cut short or of another format"), (b"hello", "cut short or of another format"),
     ({"G_ema.synthesis.L0_36_512.weight": one, "G_ema.synthesis.input.freqs": one}, "StyleGAN3"),
     ({"GAN": {"G.initial_block": one, "G.blocks.0.to_rgb.conv.weight": one}}, "lucidrains"),
     ({"params_ema": {"stylegan_decoder.style_conv1.modulated_conv.weight": one}}, "GFPGAN"),
     ({"generator_smooth": {"mapping.dense0.weight": one, "synthesis.layer0.weight": one}}, "genforce"),
     ({"state_dict": {"generator_ema.style_mapping.1.weight": one}}, "OpenMMLab"),
-    ({"g_ema": {"conv1.conv.modulation.weight": one, "to_rgb1.iwt.ll": one}}, "SWAGAN"),
     ({"g_ema": {"generator.conv1.conv.modulation.weight": one, "res.0.conv.0.weight": one}}, "DualStyleGAN"),
-    ({"g_running": {"progression.0.conv1.0.weight": one}}, "StyleGAN of the first kind"),
-    ({"body.0.shortcut_layer.0.weight": one, "output_layer.3.weight": one}, "recognises faces"),
-    ({"state_dict": prefixed("encoder.", small_checkpoint()[1].state_dict())}, "an encoder only.*--encoder"),
-    ({"generator": {"rows_norm.weight": one}, "pca": {}}, "motion model.*--motion"),
+    (prefixed("encoder.", small_checkpoint()[1].state_dict()), "encoder.input_layer.*with --encoder"),
+    ({"generator": {"hallucinate.0.weight": one}, "pca": {}}, "motion model.*--motion"),
     ({"a": {"conv1.conv.modulation.weight": one}, "b": {"conv1.conv.modulation.weight": one}}, "several"),
     (changed("input.input", lambda v: v.repeat(1, 1, 1, 2)[..., :2]), r"not square \(2 : 4\)"),
     (changed("to_rgb1.conv.weight", lambda v: v[:, :1]), "1 colour channels"),
     (changed("conv1.activate.bias", lambda v: v[:3]), r"conv1.activate.bias has shape \(3,\), not \(8,\)"),
-    ({"weights": one}, "no StyleGAN2 generator .weights called weights"), ({}, "no weights"),
-    ([one], "a list"), (one, "Tensor")))
-def test_networks_of_other_kinds_are_named(tmp_path, content, words):
-    with pytest.raises(InputError, match=f"n.pt cannot be used: .*{words}"):
-        load(tmp_path / "n.pt", content)
+    ({**changed("input.input", lambda v: v), "latent_avg": np.zeros(16)}, "latent_avg is no tensor"),
+    ({"weights": one}, "no StyleGAN2 generator .weights"), ({}, "no weights"), ([one], "a list")))
+def test_what_is_no_image_model_is_named(tmp_path, content, words):
+    path = tmp_path / "m.pt"
+    path.write_bytes(content) if isinstance(content, bytes) else torch.save(content, path)
+    with pytest.raises(InputError, match=f"m.pt cannot be .*{words}"):
+        models.load_image_model(path)
 
 
 def test_names_paths_and_addresses(tmp_path, monkeypatch):
@@ -331,66 +322,65 @@ def test_names_paths_and_addresses(tmp_path, monkeypatch):
 # A generator of stylegan2-ada-pytorch as its persistence saves it, made from one with rosinality's names
 
 class Persistent:
-    def __init__(self, class_name, parameters=(), buffers=(), modules=(), **attributes):
+    """An object, and those in it, made of {dotted name: tensor or attribute}."""
+
+    def __init__(self, flat):
+        own = {name: value for name, value in flat.items() if "." not in name}
+        tensors = {name: value for name, value in own.items() if isinstance(value, torch.Tensor)}
+        learnt = {name: nn.Parameter(tensors.pop(name)) for name in ("weight", "bias") if name in tensors}
+        inner = {name.split(".")[0]: {} for name in flat if "." in name}
+        for name, part in inner.items():
+            part.update({n[len(name) + 1:]: v for n, v in flat.items() if n.startswith(f"{name}.")})
         ordered = collections.OrderedDict
-        parameters = {n: nn.Parameter(v) for n, v in dict(parameters).items()}
-        state = {"training": False, "_parameters": ordered(parameters), "_buffers": ordered(buffers),
-                 "_modules": ordered(modules), "_backward_hooks": set(), **attributes}
-        self.meta = {"type": "class", "version": 6, "module_src": "raise SystemExit('executed')",
-                     "class_name": class_name, "state": state}
+        self.state = {**own, "_parameters": ordered(learnt), "_buffers": ordered(tensors),
+                      "_modules": ordered({n: Persistent(part) for n, part in inner.items()}), "hooks": set()}
 
     def __reduce__(self):
-        return sys.modules["torch_utils.persistence"]._reconstruct_persistent_obj, (self.meta,)
+        meta = {"type": "class", "version": 6, "module_src": "raise SystemExit('executed')",
+                "class_name": "Generator", "state": self.state}
+        return sys.modules["torch_utils.persistence"]._reconstruct_persistent_obj, (meta,)
 
 
 @pytest.fixture
 def upstream_names(monkeypatch):
     """Modules that pickling looks names up in; reading needs none of them."""
-    persistence, util, network = (types.ModuleType(n) for n in ("torch_utils.persistence", "dnnlib.util",
-                                                                 "dnnlib.tflib.network"))
-    for module, name, value in ((persistence, "_reconstruct_persistent_obj", lambda meta: meta),
-                                (util, "EasyDict", dict), (network, "Network", object)):
-        thing = type(name, (value,), {}) if isinstance(value, type) else value
-        thing.__module__, thing.__qualname__, thing.__name__ = module.__name__, name, name
-        setattr(module, name, thing)
-    for module in ("torch_utils", "dnnlib", "dnnlib.tflib"):
+    names = {"torch_utils.persistence": lambda meta: meta, "dnnlib.util": type("EasyDict", (dict,), {}),
+             "dnnlib.tflib.network": type("Network", (), {})}
+    names["torch_utils.persistence"].__qualname__ = "_reconstruct_persistent_obj"
+    for module, thing in names.items():
+        monkeypatch.setitem(sys.modules, module.split(".")[0], types.ModuleType(module))
         monkeypatch.setitem(sys.modules, module, types.ModuleType(module))
-    for module in (persistence, util, network):
-        monkeypatch.setitem(sys.modules, module.__name__, module)
-    return util.EasyDict, network.Network
+        setattr(sys.modules[module], thing.__qualname__, thing)
+        thing.__module__ = module
+    return names
 
 
-def nvidia_generator(g, latent_avg, clamp=None, **attributes):
-    """A generator object of g with its weights under NVIDIA's names; attributes: of the object."""
-    w = {n: v.detach().clone() for n, v in g.state_dict().items()}
-    kernel = models.fir_kernel(1.0)
+PARTS = {"conv.weight": "weight", "activate.bias": "bias", "bias": "bias", "noise.weight": "noise_strength",
+         "conv.modulation.weight": "affine.weight", "conv.modulation.bias": "affine.bias"}
 
-    def layer(source, k=None):
-        affine = Persistent("FullyConnectedLayer", {"weight": w[f"{source}.conv.modulation.weight"],
-                                                    "bias": w[f"{source}.conv.modulation.bias"]})
-        bias = w[f"{source}.bias"].flatten() if k is None else w[f"{source}.activate.bias"]
-        parameters, buffers = {"weight": w[f"{source}.conv.weight"][0], "bias": bias}, {}
-        if k is not None:
-            buffers = {"noise_const": w[f"noises.noise_{k}"][0, 0], "resample_filter": kernel}
-            parameters["noise_strength"] = w[f"{source}.noise.weight"][0]
-        kind = "ToRGBLayer" if k is None else "SynthesisLayer"
-        return Persistent(kind, parameters, buffers, {"affine": affine}, conv_clamp=clamp, gain=np.float64(1))
 
-    layers = {"conv1": layer("conv1", 0), "torgb": layer("to_rgb1")}
-    const = {"const": w["input.input"][0]}
-    blocks = {"b4": Persistent("SynthesisBlock", const, {}, layers, architecture="skip")}
+def nvidia(g, latent_avg, clamp=None, **attributes):
+    """{dotted name: tensor or attribute} of g, as stylegan2-ada-pytorch calls them."""
+    w, layers = g.state_dict(), {"b4.conv1": "conv1", "b4.torgb": "to_rgb1"}
     for n in range(len(g.to_rgbs)):
-        blocks[f"b{8 * 2 ** n}"] = Persistent("SynthesisBlock", {}, {"resample_filter": kernel}, {
-            "conv0": layer(f"convs.{2 * n}", 2 * n + 1), "conv1": layer(f"convs.{2 * n + 1}", 2 * n + 2),
-            "torgb": layer(f"to_rgbs.{n}")}, architecture=attributes.get("architecture", "skip"))
-    fc = {}
+        block = f"b{8 * 2 ** n}"
+        layers |= {f"{block}.conv0": f"convs.{2 * n}", f"{block}.conv1": f"convs.{2 * n + 1}",
+                   f"{block}.torgb": f"to_rgbs.{n}"}
+
+    found = {"mapping.w_avg": latent_avg, "synthesis.b4.const": w["input.input"][0], "c_dim": 0}
     for k in range(g.n_mlp):
-        parameters = {part: w[f"style.{k + 1}.{part}"] for part in ("weight", "bias")}
-        fc[f"fc{k}"] = Persistent("FullyConnectedLayer", parameters, bias_gain=0.01)
-    mapping = Persistent("MappingNetwork", {}, {"w_avg": latent_avg}, fc, c_dim=attributes.get("c_dim", 0))
-    synthesis = Persistent("SynthesisNetwork", {}, {}, blocks)
-    return Persistent("Generator", {}, {}, {"synthesis": synthesis, "mapping": mapping},
-                      c_dim=attributes.get("c_dim", 0), z_dim=g.Z)
+        found |= {f"mapping.fc{k}.{part}": w[f"style.{k + 1}.{part}"] for part in ("weight", "bias")}
+        found[f"mapping.fc{k}.bias_gain"] = 0.01
+    for theirs, ours in layers.items():
+        for part, called in PARTS.items():
+            if f"{ours}.{part}" in w:
+                value = w[f"{ours}.{part}"]
+                found[f"synthesis.{theirs}.{called}"] = value[0] if value.ndim == 5 else value.squeeze()
+        found |= {f"synthesis.{theirs}.conv_clamp": clamp, f"synthesis.{theirs}.gain": np.float64(1)}
+    for k, theirs in enumerate(name for name in layers if "conv" in name):
+        found[f"synthesis.{theirs}.noise_const"] = w[f"noises.noise_{k}"][0, 0]
+        found[f"synthesis.{theirs}.resample_filter"] = models.fir_kernel(1.0)
+    return {**found, "synthesis.b4.architecture": "skip", **attributes}
 
 
 def official_like(clamp=None):
@@ -403,38 +393,22 @@ def official_like(clamp=None):
     return g.eval()
 
 
-def leaves(thing, prefix=""):
-    """State dict of a Persistent."""
-    state = thing.meta["state"]
-    found = {prefix + n: v.detach() for n, v in [*state["_parameters"].items(), *state["_buffers"].items()]}
-    for name, child in state["_modules"].items():
-        found.update(leaves(child, f"{prefix}{name}."))
-    return found
-
-
 @pytest.mark.parametrize("clamp", (None, 1.5))
 def test_nvidia_generators_in_every_container(tmp_path, upstream_names, clamp):
     """NVIDIA's pickles; what PTI and STIT save by torch.save, today and before 1.6; objects; state dicts."""
-    EasyDict, _ = upstream_names
+    EasyDict = upstream_names["dnnlib.util"]
     g, average, z, path = official_like(clamp), torch.randn(16), torch.randn(2, 10), tmp_path / "n.bin"
-    whole, wrong = nvidia_generator(g, average, clamp), nvidia_generator(official_like(), torch.zeros(16))
-    snapshot = {"G": wrong, "D": None, "G_ema": whole, "training_set_kwargs": EasyDict(path="x")}
+    flat, other = nvidia(g, average, clamp), nvidia(official_like(), torch.zeros(16))
+    whole = Persistent(flat)
+    snapshot = {"G": Persistent(other), "D": None, "G_ema": whole, "training_set_kwargs": EasyDict(path="x")}
     tuned = {"generator": whole, "pivots": torch.zeros(3, 8, 16), "quads": [np.zeros((4, 2))]}
-
-    def save(what, new):
-        torch.save(what, path, _use_new_zipfile_serialization=new)
-
-    def dump(what, protocol):
-        path.write_bytes(pickle.dumps(what, protocol))
-
-    ways = {"protocol 3": lambda: dump(snapshot, 3), "protocol 4": lambda: dump(snapshot, 4),
-            "bare pickle": lambda: dump(whole, 4), "STIT": lambda: save(tuned, True),
-            "PTI": lambda: save(whole, True), "PTI, legacy": lambda: save(whole, False)}
+    ways = {"protocol 3": pickle.dumps(snapshot, 3), "protocol 4": pickle.dumps(snapshot, 4),
+            "bare pickle": pickle.dumps(whole, 4), "STIT": packed(tuned, "zip"),
+            "PTI": packed(whole, "zip"), "PTI, legacy": packed(whole, "legacy")}
     if clamp is None:                                                       # a state dict holds none
-        ways |= {"state dicts": lambda: save({"G": leaves(wrong), "G_ema": leaves(whole)}, True),
-                 "a state dict": lambda: save(leaves(whole), True)}
-    for what, write in ways.items():
-        write()
+        ways |= {"state dicts": packed({"G": other, "G_ema": flat}, "zip"), "one": packed(flat, "zip")}
+    for what, data in ways.items():
+        path.write_bytes(data)
         model = models.load_image_model(path)
         assert (model.size, model.L, model.D, model.Z) == (32, 8, 16, 10), what
         w = model.map(z, 0.7)
@@ -446,12 +420,14 @@ def test_nvidia_generators_in_every_container(tmp_path, upstream_names, clamp):
 
 def test_nvidia_pickles_that_are_refused(tmp_path, upstream_names):
     g, average = official_like(), torch.zeros(16)
-    layer = Persistent("SynthesisLayer", {"weight": torch.zeros(2)}, up_filter=np.ones((3, 3)))
-    synthesis = Persistent("SynthesisNetwork", {}, {}, {"L0_36_512": layer})
-    for what, words in ((nvidia_generator(g, average, c_dim=7), "conditional"),
-                        (nvidia_generator(g, average, architecture="resnet"), "architecture is resnet"),
-                        (Persistent("Generator", {}, {}, {"synthesis": synthesis}), "StyleGAN3"),
-                        (upstream_names[1](), "TensorFlow pickle.*legacy.py")):
+    stylegan3 = {"synthesis.L0_36_512.weight": torch.zeros(2), "synthesis.L0_36_512.up_filter": np.ones(3)}
+    for what, words in ((Persistent(nvidia(g, average, c_dim=7)), "conditional"),
+                        (Persistent(nvidia(g, average, **{"synthesis.b8.architecture": "resnet"})),
+                         "architecture is resnet"),
+                        (Persistent({**nvidia(g, average), "synthesis.b8.resample_filter": torch.ones(4, 4)}),
+                         "another filter"),
+                        (Persistent(stylegan3), "StyleGAN3"),
+                        (upstream_names["dnnlib.tflib.network"](), "TensorFlow pickle.*legacy.py")):
         (tmp_path / "n.pkl").write_bytes(pickle.dumps({"G_ema": what}, 4))
         with pytest.raises(InputError, match=f"n.pkl.*{words}"):
             models.load_image_model(tmp_path / "n.pkl")
@@ -503,7 +479,7 @@ def test_named_models_are_fetched_once_and_checked(address, tmp_path, monkeypatc
     assert models.load_image_model("ffhq").L == 8 and len(handler.ranges) == 1
     assert sorted(os.listdir(tmp_path / "cache")) == ["model.pt", "model.pt.sha256"]
     (tmp_path / "cache" / "model.pt").write_bytes(handler.data + b"x")          # not what was fetched
-    with pytest.raises(InputError, match="model.pt has sha256 .* delete it"):
+    with pytest.raises(InputError, match="model.pt .*it has sha256 .* delete it"):
         models.load_image_model("ffhq")
 
 
@@ -552,68 +528,81 @@ class Bomb:
         return self.call
 
 
-def test_hostile_pickles_run_nothing(tmp_path, upstream_names):
-    """Calls at the top, in a network, in a storage's bytes; changed functions; oversized tensors; damage."""
-    ran, path, g = tmp_path / "ran", tmp_path / "h.pkl", official_like()
-    inner = io.BytesIO()
-    torch.save(Bomb(Path.touch, ran), inner, _use_new_zipfile_serialization=False)
-    load = torch.storage._load_from_bytes
-    rebuild = torch._utils._rebuild_tensor_v2
-    storage = torch.zeros(4)._typed_storage()
-    whole = pickle.dumps({"G_ema": nvidia_generator(g, torch.zeros(16))}, 4)
-    hostile = {
-        "a call": pickle.dumps({"G_ema": Bomb(Path.touch, ran)}, 4),
-        "a call in a network": pickle.dumps({"G_ema": Persistent("Generator", x=Bomb(Path.touch, ran))}, 4),
-        "a call in the bytes of a storage": pickle.dumps({"G_ema": Bomb(load, inner.getvalue())}, 4),
-        "eval": b"\x80\x04cbuiltins\neval\n(S'open(\"" + str(ran).encode() + b"\", \"w\")'\ntR.",
-        "os.system": b"\x80\x04cposix\nsystem\n(S'touch " + str(ran).encode() + b"'\ntR.",
-        "attribute of an allowed name": b"\x80\x04\x8c\x0ccollections\x8c\x18OrderedDict.__init__.x\x93.",
-        "changed function": b"\x80\x04ctorch._utils\n_rebuild_parameter\nN}\x8c\x08functionN\x73\x86b.",
-        "tensor beyond its storage": pickle.dumps({"x": Bomb(rebuild, storage, 0, (9,), (1,), 0, None)}, 4),
-        "huge tensor": pickle.dumps({"x": Bomb(rebuild, storage, 0, (10 ** 9,), (0,), 0, None)}, 4),
-        "persistent id": b"\x80\x04\x8c\x01xQ.",
-        "number of objects": pickle.dumps({"G_ema": np.array([ran], object)}, 4),
-        "deep nesting": b"\x80\x04" + b"(" * 100000 + b"l" * 100000 + b".",
-        "cut": whole[:len(whole) // 2], "cut early": whole[:9], "no network": pickle.dumps({"a": {}}, 4),
-    }
-    for what, data in hostile.items():
-        path.write_bytes(data)
-        with pytest.raises(InputError, match="h.pkl") as refusal:
-            models.load_image_model(path)
-        assert "\n" not in str(refusal.value) and not ran.exists(), what
-        assert "tensor" not in what or "larger than its storage" in str(refusal.value)
+def packed(content, container):
+    """What pickle or torch.save makes of it."""
+    if container == "pickle":
+        return pickle.dumps(content, 4)
+    file = io.BytesIO()
+    torch.save(content, file, _use_new_zipfile_serialization=container == "zip")
+    return file.getvalue()
 
 
-@pytest.mark.parametrize("legacy", (False, True), ids=("zip", "legacy"))
-def test_hostile_torch_files_run_nothing(tmp_path, upstream_names, legacy):
-    """The same in files of torch.save, beside or in a whole network; storages and ids that lie; damage."""
+def edited(data, old, new):
+    """A file's bytes with some replaced, in each member of a zip, so that its checksums are right."""
+    assert old in data
+    if not data.startswith(b"PK"):
+        return data.replace(old, new)
+    source, target = zipfile.ZipFile(io.BytesIO(data)), io.BytesIO()
+    with zipfile.ZipFile(target, "w") as archive:
+        for name in source.namelist():
+            archive.writestr(name, source.read(name).replace(old, new))
+    return target.getvalue()
+
+
+@pytest.mark.parametrize("container", ("pickle", "zip", "legacy"))
+def test_hostile_files_run_nothing(tmp_path, upstream_names, container):
+    """Calls at the top, in or beside a network, in a storage; tensors and storages that lie; damage."""
     ran, path, g = tmp_path / "ran", tmp_path / "h.pt", official_like()
-    whole = nvidia_generator(g, torch.zeros(16))
-    inside = nvidia_generator(g, torch.zeros(16))
-    inside.meta["state"]["hook"] = Bomb(Path.touch, ran)
-    saved = io.BytesIO()
-    for content in ({"g_ema": Bomb(Path.touch, ran)},
-                    {"g_ema": g.state_dict(), "x": Bomb(os.system, f"touch {ran}")}, {"G_ema": inside},
-                    [Bomb(eval, f"open({str(ran)!r}, 'w')")], whole):
-        saved = io.BytesIO()
-        torch.save(content, saved, _use_new_zipfile_serialization=not legacy)
-        if content is not whole:
-            path.write_bytes(saved.getvalue())
-            with pytest.raises(InputError, match="h.pt"):
-                models.load_image_model(path)
-            assert not ran.exists(), content
-    data = saved.getvalue()
-    damaged = [data[:len(data) // 2], data[:60], data.replace(b"storage", b"stowage"),
-               data.replace(b"FloatStorage", b"LongsStorage"),
-               data.replace(b"X\x07\0\0\0storage", b"X\x06\0\0\0module")]
-    size = b"M\x00\x01t"                                                    # 256 floats, in a persistent id
-    damaged += [data.replace(size, b"J\xff\xff\xff\x7ft")] if size in data else []
-    for k, change in enumerate(damaged):
-        assert change != data, k
-        path.write_bytes(change)
+    touch = Bomb(Path.touch, ran)
+    pickle.loads(packed(touch, "pickle"))
+    assert ran.exists()                                                     # the bomb is a live one
+    ran.unlink()
+
+    flat, weights = nvidia(g, torch.zeros(16)), dict(g.state_dict())
+    whole = packed(Persistent(flat), container)
+    inside = Bomb(torch.storage._load_from_bytes, packed(touch, "legacy"))
+
+    def tensor(storage, *shape_and_stride):
+        wrong = Bomb(torch._utils._rebuild_tensor_v2, storage, 0, *shape_and_stride, False, None)
+        return {"g_ema": {**weights, "conv1.activate.bias": wrong}}
+
+    four = torch.zeros(4)._typed_storage()
+    hostile = {what: packed(content, container) for what, content in {
+        "top": touch, "list": [Bomb(eval, f"open({str(ran)!r}, 'w')")], "weight": {"g_ema": touch},
+        "beside": {"g_ema": weights, "x": Bomb(os.system, f"touch {ran}")}, "touch": {**weights, "x": touch},
+        "network": {"G_ema": Persistent({**flat, "hook": touch})}, "storage": tensor(inside, (12,), (1,)),
+        "larger": tensor(four, (12,), (1,)), "larger, in strides": tensor(four, (12,), (0,)),
+        "number of objects": {"g_ema": {**weights, "latent_avg": np.array([touch], object)}}}.items()}
+    hostile |= {"cut": whole[:len(whole) // 2], "cut early": whole[:60]}
+    if container != "pickle":
+        end = b"t" if container == "zip" else b"Nt"
+        hostile |= {"no storage": edited(whole, b"storage", b"stowage"),
+                    "another type": edited(whole, b"FloatStorage", b"LongsStorage"),
+                    "a module": edited(whole, b"X\x07\0\0\0storage", b"X\x06\0\0\0module"),
+                    "too many numbers": edited(whole, b"M\x00\x01" + end, b"J\xff\xff\xff\x7f" + end)}
+        path.write_bytes(edited(whole, b"storage", b"storage"))             # without a change it is read
+        assert models.load_image_model(path).size == 32
+    for what, data in hostile.items():
+        assert data != whole, what
+        path.write_bytes(data)
         with pytest.raises(InputError, match="h.pt") as refusal:
             models.load_image_model(path)
-        assert "\n" not in str(refusal.value)
+        assert "\n" not in str(refusal.value) and not ran.exists(), what
+        assert "larger" not in what or "larger than its storage" in str(refusal.value), what
+
+
+@pytest.mark.parametrize("data", (
+    b"\x80\x04cbuiltins\neval\n(S'open(\"RAN\", \"w\")'\ntR.",
+    b"\x80\x04cposix\nsystem\n(S'touch RAN'\ntR.", b"(S'touch RAN'\nios\nsystem\n.",
+    b"\x80\x04\x8c\x0ccollections\x8c\x18OrderedDict.__init__.x\x93.",      # an attribute of a class
+    b"\x80\x04ctorch._utils\n_rebuild_parameter\nN}\x8c\x08functionN\x73\x86b.",     # changes a function
+    b"\x80\x04\x8c\x01xQ.", b"\x80\x04" + b"(" * 100000 + b"l" * 100000 + b"."))
+def test_hostile_opcodes_run_nothing(tmp_path, data):
+    ran, path = tmp_path / "ran", tmp_path / "h.pkl"
+    path.write_bytes(data.replace(b"RAN", str(ran).encode()))
+    with pytest.raises(InputError, match="h.pkl"):
+        models.load_image_model(path)
+    assert not ran.exists()
 
 
 def test_embedded_image_model_is_small_and_documents_itself():
