@@ -791,27 +791,21 @@ def with_values(p, **values):
 def test_params_ignore_the_length_of_z_and_stay_inside():
     z = np.random.RandomState(0).standard_normal((5, faces.Z))
     p = faces.params(z)
-    assert p.dtype == np.float32 and p.shape == z.shape and np.abs(p).max() < 1
+    assert p.dtype == np.float32 and p.shape == (5, len(set(faces.NAMES))) and np.abs(p).max() < 1
     assert np.allclose(p, faces.params(7 * z), atol=1e-6)
     assert np.allclose(np.square(np.arctanh(p.astype(float))).mean(-1), 1, atol=1e-4)
-    assert faces.Z == len(set(faces.NAMES)) == 51
 
 
 def test_drawn_faces_are_smooth_in_their_parameters():
     p = faces.params(np.random.RandomState(1).standard_normal(faces.Z))
     picture = faces.draw(p, 64).astype(int)
     assert np.array_equal(picture, faces.draw(p, 64))
-    for k in range(faces.Z):
-        moved = p.copy()
-        moved[k] += 0.02
-        change = np.abs(faces.draw(moved, 64) - picture)
+    for k, step in enumerate(0.02 * np.eye(faces.Z, dtype=np.float32)):
+        change = np.abs(faces.draw(p + step, 64) - picture)
         assert change.mean() < 1.5, faces.NAMES[k]                              # a little, and no jump
 
 
 def test_dlib_finds_drawn_faces_and_reads_their_motion():
-    rng = np.random.RandomState(2)
-    pictures = [faces.draw(faces.params(rng.standard_normal(faces.Z)), 256) for _ in range(10)]
-    assert sum(embed.landmarks(picture) is not None for picture in pictures) >= 9
     p, values, jaw, yaw = faces.actor(8), [], np.linspace(-0.9, 0.7, 12), np.tile([-0.5, 0.0, 0.5], 4)
     for j, y in zip(jaw, yaw, strict=True):
         measures = evaluate.face_measures(embed.landmarks(faces.draw(with_values(p, jaw=j, yaw=y), 256)))
@@ -820,8 +814,8 @@ def test_dlib_finds_drawn_faces_and_reads_their_motion():
     assert np.corrcoef(mouth, jaw)[0, 1] > 0.9 and np.corrcoef(turned, yaw)[0, 1] > 0.9
 
 
-def test_eyes_of_the_crop_sit_where_ffhq_has_them():
-    """Centre 0.11 eye distances below the eyes, side 4 of dlib's, for every turn and shape of the head."""
+def test_the_crop_is_ffhqs_and_the_camera_moves_it_as_documented():
+    """Eyes: centre 0.11 eye distances below them, side 4 of dlib's, for every turn and shape of the head."""
     rng = np.random.RandomState(1)
     for _ in range(20):
         p = with_values(faces.params(rng.standard_normal(faces.Z)), shift_x=0, shift_y=0, zoom=0, tilt=0)
@@ -831,8 +825,6 @@ def test_eyes_of_the_crop_sit_where_ffhq_has_them():
         front = faces.in_crop(with_values(p, yaw=0, pitch=0, roll=0), 400).to(eyes)
         assert np.allclose(np.diff(front, axis=0), [[100 / faces.DLIB_EYES, 0]], atol=1e-6)
 
-
-def test_camera_moves_the_crop_as_documented():
     def at(**values):
         points = np.array([[-0.5, 0, 0.0], [0.5, 0, 0]])
         return faces.in_crop(with_values(np.zeros(faces.Z), **values), 1000).to(points)
@@ -848,14 +840,14 @@ def test_truth_of_lids_and_lips():
     def head(**values):
         return faces.Head(with_values(np.zeros(faces.Z), **values))
 
-    for blink, share in ((1, 0.0), (-1, 1.08)):
-        assert np.isclose(faces.openness(head(blink=blink).v, 1), share)
-    assert np.allclose(*head(blink=1).lids(1))
-    assert np.isclose(faces.jaw_drop(-1), 0) and np.isclose(faces.jaw_drop(1), 0.42)
-    (_, upper, lower, *_), (_, above, below, *_) = head(jaw=-1).mouth(), head(jaw=1).mouth()
-    assert (lower - upper)[10, 1] < 0.06 and 0.35 < (below - above)[10, 1] < 0.45
+    assert np.isclose(faces.openness(head(blink=1).v, 1), 0) and np.allclose(*head(blink=1).lids(1))
     winked = head(blink=0.55, wink=1).v
     assert faces.openness(winked, -1) < faces.openness(winked, 1)
+    gaps = []
+    for jaw in (-1, 1):
+        _, upper, lower, *_ = head(jaw=jaw).mouth()
+        gaps.append((lower - upper)[10, 1])
+    assert gaps[0] < 0.06 and 0.35 < gaps[1] < 0.45
 
 
 def test_scene_eye_corners_are_where_dlib_finds_them():
@@ -864,27 +856,14 @@ def test_scene_eye_corners_are_where_dlib_finds_them():
         yaw, pitch = rng.uniform(-0.5, 0.5), rng.uniform(-0.4, 0.4)
         p = with_values(faces.actor(seed), yaw=yaw, pitch=pitch, blink=-0.5)
         truth = faces.eye_corners(p, 512, **where)
-        assert np.all(np.diff(truth[:, 0]) > 0)                                # 36, 39, 42, 45: left to right
         points = embed.landmarks(faces.draw_scene(p, 512, **where))
         errors.append(np.linalg.norm(points[[36, 39, 42, 45]] - truth, axis=1) / (0.13 * 512))
     assert np.mean(errors) < 0.12                                               # eye distances
 
 
-def test_crop_and_scene_show_the_same_head():
-    """The scene, resampled to the crop's frame, is draw()'s picture but for the two resamplings."""
-    p = with_values(faces.actor(8), yaw=0.3, jaw=0.2)
-    a, b = faces.in_crop(p, 128), faces.in_scene(p, 512)
-    M = a.A @ np.linalg.inv(b.A)
-    scene = cv2.GaussianBlur(faces.draw_scene(p), (0, 0), 0.8)
-    warped = cv2.warpAffine(scene, np.c_[M, a.b - M @ b.b], (128, 128), flags=cv2.INTER_AREA)
-    middle = (slice(40, 100), slice(40, 88))
-    assert np.abs(warped[middle].astype(int) - faces.draw(p)[middle]).mean() < 8
-
-
 def test_talk_is_smooth_reproducible_and_depends_on_the_seed():
     motion, place = faces.talk(1000, 25, seed=3)
-    assert motion.dtype == np.float32 and motion.shape == (1000, len(faces.MOTION))
-    assert np.abs(motion).max() <= 1
+    assert motion.shape == (1000, len(faces.MOTION)) and np.abs(motion).max() <= 1
     assert np.array_equal(motion, faces.talk(1000, 25, seed=3)[0])
     assert not np.allclose(motion, faces.talk(1000, 25, seed=4)[0])
     column = dict(zip(faces.MOTION, motion.T.astype(float), strict=True))
@@ -894,7 +873,6 @@ def test_talk_is_smooth_reproducible_and_depends_on_the_seed():
     assert 8 <= (closed[1:] & ~closed[:-1]).sum() <= 20                         # every 2 to 5 s
     runs = np.diff(np.flatnonzero(np.diff(np.r_[0, shut, 0])))[::2]
     assert (runs >= 8).sum() >= 5 and 0.03 < (column["jaw"] > 0).mean() < 0.6   # pauses, and open mouths
-    assert set(place) == {"head_x", "head_y", "head_scale", "head_roll"}
     assert all(np.abs(np.diff(track)).max() < 0.01 for track in place.values())
     # Twice the frame rate says the same syllables
     jaw = faces.MOTION.index("jaw")
@@ -908,7 +886,6 @@ def test_faces_command_line(tmp_path):
                               capture_output=True, timeout=120)
 
     assert_refused(draw("--clip", "x.mp4", "--seconds", "nan"), "--seconds nan is out of range; give 0.1 to")
-    assert_refused(draw("--sheet", "no/such/x.png"), "no/such/x.png cannot be written")
     result = draw("--sheet", tmp_path / "s.png", "--clip", tmp_path / "c.mp4", "--seconds", 0.4, "--size", 64)
     assert result.returncode == 0, result.stderr
     assert cv2.imread(str(tmp_path / "s.png")).shape == (960, 1280, 3)
@@ -959,9 +936,6 @@ def test_own_footage_resumes_exactly_where_the_critic_trains(tmp_path, monkeypat
                    "resume": resume, "seed": 0, "device": "cpu", "argv": [], **changes}
         image_model.main(argparse.Namespace(**options))
 
-    for name, value in (("video_crops", noise_crops), ("CRITIC_FROM", 0.5), ("R1_EVERY", 2)):
-        monkeypatch.setattr(image_model, name, value)
-    training("whole")
     loss, calls = image_model.picture_loss, []
 
     def interrupted(*args):
@@ -970,10 +944,12 @@ def test_own_footage_resumes_exactly_where_the_critic_trains(tmp_path, monkeypat
             signal.raise_signal(signal.SIGINT)
         return loss(*args)
 
-    monkeypatch.setattr(image_model, "picture_loss", interrupted)
-    with pytest.raises(KeyboardInterrupt, match="step 5 of 6"):
+    for name, value in (("video_crops", noise_crops), ("CRITIC_FROM", 0.5), ("R1_EVERY", 2)):
+        monkeypatch.setattr(image_model, name, value)
+    training("whole")
+    with monkeypatch.context() as during, pytest.raises(KeyboardInterrupt, match="step 5 of 6"):
+        during.setattr(image_model, "picture_loss", interrupted)
         training("parts")
-    monkeypatch.setattr(image_model, "picture_loss", loss)
     training("parts", True)
     a, b = (torch.load(tmp_path / name / "m.state.pt", weights_only=True) for name in ("whole", "parts"))
     for part in ("net", "ema", "critic"):
@@ -982,18 +958,15 @@ def test_own_footage_resumes_exactly_where_the_critic_trains(tmp_path, monkeypat
         for k, values in a[part]["state"].items():
             assert all(torch.equal(v, b[part]["state"][k][name]) for name, v in values.items())
     assert a["critic_optimiser"]["state"][0]["step"] == 3                       # steps 3, 4, 5 of 0 to 5
-    for changes, words in (({}, "m.pt is finished, all 6 steps"), ({"size": 64}, "size 32, not 64"),
-                           ({"source": ["w.mp4"]}, "source v.mp4, not w.mp4")):
+    for changes, words in (({}, "m.pt is finished, all 6 steps"), ({"size": 64}, "size 32, not 64")):
         with pytest.raises(InputError, match=words):
             training("parts", True, **changes)
 
 
-def test_jitter_moves_pictures_a_little():
+def test_pictures_and_their_weights_move_together_and_a_little():
     x = sine_images(3, 8, 64)
-    moved = image_model.jitter(x, torch.Generator().manual_seed(0))
-    assert 0 < (moved - x).abs().mean() < 0.3 and moved.shape == x.shape
     both = image_model.jitter(torch.cat([x, x[:, :1]], 1), torch.Generator().manual_seed(0))
-    assert torch.equal(both[:, :3], moved) and torch.equal(both[:, 3], moved[:, 0])     # weights move with it
+    assert 0 < (both[:, :3] - x).abs().mean() < 0.3 and torch.equal(both[:, 3], both[:, 0])
 
 
 def test_held_out_frames_are_every_tenth_and_the_last_tenth_of_each_video():
@@ -1012,23 +985,18 @@ def test_weights_of_the_picture_loss_follow_the_landmarks():
     assert weight.shape == (128, 128) and abs(weight.mean() - 1) < 1e-5
     for x, y in ((42, 50), (78, 50), (60, 70), (60, 90)):                               # middle of each part
         assert abs(weight[y, x] / weight[0, 0] - image_model.PART_WEIGHT) < 1e-3
-    moved = image_model.parts_map(points + (7, -5), 128)[0, 0]
-    assert torch.allclose(torch.roll(weight, (-5, 7), (0, 1)), moved, atol=1e-5)
     points[7] = np.nan                                                                  # no face: all alike
     assert torch.equal(image_model.parts_map(points, 128), image_model.focus_map(128))
 
 
-def test_r1_penalty_is_half_the_squared_slope():
+def test_the_critic_of_pictures():
+    """R1 is half the squared slope; it sees a face from brows to chin, and how much pictures differ."""
     a = torch.randn(3, 8, 8)
     penalty = image_model.r1_penalty(lambda x: (x * a).sum((1, 2, 3)), torch.randn(5, 3, 8, 8))
     assert torch.allclose(penalty, a.square().sum() / 2)
-
-
-def test_critic_sees_a_face_from_brows_to_chin_and_how_much_pictures_differ():
     x = torch.arange(128.0).expand(1, 3, 128, 128)                              # every pixel is its column
     assert image_model.view(x, "face")[0, 0, 0].tolist() == list(range(32, 96))
     assert image_model.view(x.mT, "face")[0, 0, :, 0].tolist() == list(range(46, 110))
-    assert image_model.view(x, "none") is x
     torch.manual_seed(0)
     critic, x = image_model.Critic(32), torch.randn(4, 3, 32, 32)
     same = critic(x[:1].expand(4, -1, -1, -1))
