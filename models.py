@@ -1059,13 +1059,11 @@ def load_image_model(name_or_path, encoder=None, device=None):
             raise InputError(f"it has sha256 {sha256}, not {published}: delete it, and it is fetched again")
         weights, average, lr_mlp, clamp = find_generator(leaves)
         generator = generator_from(weights, lr_mlp, clamp)
-        if average is not None:
-            average = rows_of(average, generator.L, generator.D)
-        elif generator.n_mlp:                           # estimated, as upstream does
+        if average is None:                             # estimated, as upstream does
             z = torch.from_numpy(np.random.RandomState(0).standard_normal((10000, generator.Z))).float()
-            average = generator.style(z).mean(0).detach()
+            average = generator.style(z).mean(0).detach() if generator.n_mlp else torch.zeros(generator.D)
         else:
-            average = torch.zeros(generator.D)
+            average = rows_of(average, generator.L, generator.D)
         called = str(leaves.get("opts.name") or path.stem)
         model = ImageModel(generator, None, average, called, sha256, device or "cpu")
         if encoder is None:
