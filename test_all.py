@@ -1688,7 +1688,6 @@ def test_the_study_of_the_crop(tmp_path):
 # ------------------------------------------------------------------------------------------------------------
 
 SMALL = ("--window", 6, "--batch", 8, "--threads", 1)
-NETWORKS = "nets", "adam", "pool", "rng", "step", "totals"
 
 
 def options(*words):
@@ -1710,7 +1709,7 @@ def trained(path, output, *words):
 
 
 def state_of(output):
-    return torch.load(train.beside(output, ".state.pt"), weights_only=True)
+    return torch.load(output.with_suffix(".state.pt"), weights_only=True)
 
 
 def equal(x, y):
@@ -1729,14 +1728,20 @@ def retold(codes, folder, **changes):
     return path
 
 
+@pytest.fixture
+def quick_reports(monkeypatch):
+    for name, value in {"SHORT": 64, "LONG": (4, 50), "REESTIMATE": 4}.items():
+        monkeypatch.setattr(train, name, value)
+
+
 def test_codes_are_read_in_every_layout(codes, tmp_path, capsys):
     x, meta = train.load_latents(codes)
     assert x.shape == (90, 4, 16) and x.dtype == np.float32 and meta["clips"] == [(0, 50), (50, 90)]
     assert meta["fps"] == 25.0 and meta["model"] == {"name": "small", "sha256": "0" * 64}
     np.savez(tmp_path / "projected_w.npz", w=x)
     torch.save(torch.from_numpy(x).requires_grad_(), tmp_path / "latents.pt")
-    np.save(tmp_path / "half.npy", x.astype(np.float64))
-    for name in ("projected_w.npz", "latents.pt", "half.npy"):
+    np.save(tmp_path / "double.npy", x.astype(np.float64))
+    for name in ("projected_w.npz", "latents.pt", "double.npy"):
         y, bare = train.load_latents(tmp_path / name)
         assert np.array_equal(x, y) and y.dtype == np.float32 and bare["clips"] == [(0, 90)]
         assert bare["fps"] == 25.0 and bare["model"] == {"name": None, "sha256": None}
@@ -1750,27 +1755,25 @@ def test_codes_are_read_in_every_layout(codes, tmp_path, capsys):
 
 
 def test_codes_that_are_refused(codes, tmp_path):
-    x, write = np.load(codes), {}
-    write["cut.npy"] = lambda path: path.write_bytes(codes.read_bytes()[:9000])
-    write["flat.npy"] = lambda path: np.save(path, np.zeros((90, 64), np.float32))
-    write["two.npy"] = lambda path: np.save(path, np.stack([x, x]))
-    write["nan.npy"] = lambda path: np.save(path, np.where(np.arange(90)[:, None, None] == 7, np.nan, x))
-    write["short.npy"] = lambda path: np.save(path, x[:20])
-    write["still.npy"] = lambda path: np.save(path, np.ones((90, 4, 16), np.float32))
-    write["object.npy"] = lambda path: np.save(path, {"w": x}, allow_pickle=True)
-    write["other.npz"] = lambda path: np.savez(path, z=x)
-    write["named.pt"] = lambda path: torch.save({"latent": torch.from_numpy(x)}, path)
-    write["bomb.pt"] = lambda path: torch.save(Bomb(os.mkdir, str(tmp_path / "ran")), path)
+    x, ran = np.load(codes), tmp_path / "ran"
+    (tmp_path / "cut.npy").write_bytes(codes.read_bytes()[:9000])
+    arrays = {"flat": np.zeros((90, 64), np.float32), "two": np.stack([x, x]), "short": x[:20],
+              "still": np.ones_like(x), "nan": np.where(np.arange(90)[:, None, None] == 7, np.nan, x),
+              "object": np.array({"w": x})}
+    for name, array in arrays.items():
+        np.save(tmp_path / f"{name}.npy", array, allow_pickle=True)
+    np.savez(tmp_path / "other.npz", z=x)
+    torch.save({"latent": torch.from_numpy(x)}, tmp_path / "named.pt")
+    torch.save(Bomb(os.mkdir, str(ran)), tmp_path / "bomb.pt")
     words = {"cut.npy": "cut short", "flat.npy": r"\(90, 64\)", "two.npy": r"\(2, 90, 4, 16\)",
-             "nan.npy": "frame 7", "short.npy": "20 frames", "still.npy": "no motion", "absent.npy": "python embed.py VIDEO",
-             "object.npy": r"np.save\(.*allow_pickle=True", "other.npz": r"it has: z.*np.save",
-             "named.pt": r"it has: latent.*torch.load\('named.pt'\)\[NAME\]", "bomb.pt": "UnpicklingError"}
+             "nan.npy": "frame 7", "short.npy": "20 frames", "still.npy": "no motion",
+             "absent.npy": "python embed.py VIDEO", "object.npy": r"np.save\(.*allow_pickle=True",
+             "other.npz": r"it has: z.*np.save", "bomb.pt": "UnpicklingError",
+             "named.pt": r"it has: latent.*torch.load\('named.pt'\)\[NAME\]"}
     for name, wanted in words.items():
-        if name in write:
-            write[name](tmp_path / name)
         with pytest.raises(InputError, match=f"{name}.*{wanted}"):
             train.load_training_set([tmp_path / name], 6)
-    assert not (tmp_path / "ran").exists()
+    assert not ran.exists()
 
     for wanted, changes in (("89 frames", {"frames": [{"clip": 0}] * 89}), ("remove it", {"fps": "fast"})):
         with pytest.raises(InputError, match=wanted):
@@ -1779,17 +1782,18 @@ def test_codes_that_are_refused(codes, tmp_path):
         train.load_training_set([codes], 50)
 
 
-def test_several_videos_are_one_training_set(codes, tmp_path):
-    x, meta = train.load_training_set([codes, retold(codes, tmp_path)], 6)
+def test_several_videos_are_one_training_set(codes, tmp_path, capsys):
+    x, meta = train.load_training_set([codes, retold(codes, tmp_path, fps=50)], 41, sys.stderr)
     assert x.shape == (180, 4, 16) and meta["clips"] == [(0, 50), (50, 90), (90, 140), (140, 180)]
-    starts = train.window_starts(meta["clips"], 6).tolist()                     # every window inside its clip
-    assert starts == [*range(45), *range(50, 85), *range(90, 135), *range(140, 175)]
+    starts = train.window_starts(meta["clips"], 41).tolist()                    # every window inside its clip
+    assert starts == [*range(10), *range(90, 100)]
+    said = capsys.readouterr().err
+    assert "80 of 180 frames lie in clips shorter than 41" in said and "25 to 50 frames per second" in said
     other = retold(codes, tmp_path, model={"name": "other", "sha256": "1" * 64})
-    with pytest.raises(InputError, match="other.*small.*one image model"):
-        train.load_training_set([codes, other], 6)
     np.save(tmp_path / "wide.npy", np.zeros((90, 4, 32), np.float32))
-    with pytest.raises(InputError, match="4 x 32.*4 x 16"):
-        train.load_training_set([codes, tmp_path / "wide.npy"], 6)
+    for path, wanted in ((other, "of other .*of small .*one image model"), (tmp_path / "wide.npy", "4 x 32")):
+        with pytest.raises(InputError, match=wanted):
+            train.load_training_set([codes, path], 6)
 
 
 def test_frechet_distance_of_known_gaussians():
@@ -1814,7 +1818,7 @@ def test_distances_of_known_motion():
     windows = references["windows"]
     assert windows.shape == (193 + 93, 8, 32) and references["frozen"] > 0
     same = train.code_distances(references, windows, x[None, :200])
-    assert abs(same["short"]) < 1e-4 and same["jitter_short"] == pytest.approx(1)
+    assert abs(same["short_percent"]) < 1e-4 and same["jitter_short"] == pytest.approx(1)
     frozen = train.code_distances(references, x[:, None].expand(-1, 8, -1), x[:, None].expand(-1, 20, -1))
     assert frozen["short_percent"] == pytest.approx(100) == frozen["long_percent"]
     noise = torch.randn(len(windows), 8, 32, generator=torch.Generator().manual_seed(0))
@@ -1830,11 +1834,11 @@ def test_distances_of_known_motion():
 @pytest.mark.parametrize("words", ((), ("--critic-steps", 1, "--window", 7), ("--recipe", "paper")))
 def test_a_step_equals_the_plain_way_of_doing_it(words):
     """In float64, as Adam makes something of every rounding error: weights, EMA, pool, norm and losses."""
-    args = options("--batch", 32, "--window", 6, *words)
+    args = options("--batch", 16, "--window", 6, *words)
     torch.manual_seed(0)
     codes, starts, found = torch.randn(90, 4, 16), torch.arange(60), []
     late = train.later_windows(args)
-    assert late == (0 if "paper" in words else 16)
+    assert late == (0 if "paper" in words else 8)
     for way in (train.train_step, speed.plain_step, lambda *_: torch.zeros(5)):
         nets, adam = train.networks(codes, late, args)
         assert len(nets.C) == (2 if late else 1)
@@ -1852,7 +1856,7 @@ def test_a_step_equals_the_plain_way_of_doing_it(words):
     assert not any(torch.equal(ours[f"{part}.rows"], before[f"{part}.rows"]) for part in ("G", "ema"))
 
 
-@pytest.mark.parametrize("places, n", ((1476, 64), (60, 8), (5, 8)))
+@pytest.mark.parametrize("places, n", ((1476, 64), (5, 8)))
 def test_the_windows_of_a_batch_cover_the_video(places, n):
     rng = torch.Generator().manual_seed(0)
     found = torch.stack([train.spread(rng, places, n) for _ in range(3000)])    # (3000, n)
@@ -1876,7 +1880,7 @@ def test_the_noise_of_the_critics_is_made_of_real_motion():
             assert torch.allclose(noise[part, :, 0].T.cov(), 0.25 * window + t * t * means, atol=0.06)
             both = torch.cat([real[part, :, 0], noise[part, :, 0]], 1)
             assert both.T.corrcoef()[:4, 4:].abs().max() < 0.02
-    for step, share in ((0, 0.0), (600, 0.0), (600 + train.OFFSET_RISE // 2, 0.5), (5000, 1.0)):
+    for step, share in ((600, 0.0), (600 + train.OFFSET_RISE // 2, 0.5), (5000, 1.0)):
         assert torch.equal(train.offset_noise(step, args), share * torch.tensor([[1.0, 3, 1, 3, 1]] * 3))
 
 
@@ -1908,19 +1912,18 @@ def test_reestimated_batchnorm_fits_the_weights():
     with torch.no_grad():
         w = G(torch.randn(4096, 32), torch.randn(4096, 9, 32)).flatten(0, 1)
     bias, weight = G.rows_norm.bias.reshape(3, 8), G.rows_norm.weight.reshape(3, 8)
-    assert not G.training
-    assert torch.allclose(w.mean(0), bias, atol=0.15)
+    assert not G.training and torch.allclose(w.mean(0), bias, atol=0.15)
     assert torch.allclose(w.std(0), weight, rtol=0.15, atol=0.05)
 
 
 def test_train_writes_a_whole_motion_model(codes, tmp_path):
-    words = "--steps", 3, "--report-every", 1, "--lr", 0.05, *SMALL
+    words = "--steps", 2, "--report-every", 1, "--lr", 0.05, *SMALL
     result = run("train.py", codes, "-o", tmp_path / "m.pt", *words)
     assert result.returncode == 0 and b"wrote" in result.stderr, result.stderr.decode()
     motion = torch.load(tmp_path / "m.pt", weights_only=True)
     assert motion["sizes"] == {"L": 4, "D": 16, "noise": 32, "width": 16} and motion["fps"] == 25.0
     assert motion["model"] == {"name": "small", "sha256": "0" * 64}
-    assert motion["step"] == 3 and motion["window"] == 6 and motion["options"]["lambda_gap"] == 100
+    assert motion["step"] == 2 and motion["window"] == 6 and motion["options"]["lambda_gap"] == 100
     x = torch.from_numpy(np.load(codes)).double()
     basis, mean = motion["pca"]["basis"].flatten(1).double(), motion["pca"]["mean"]
     assert torch.allclose(mean.double(), x.mean(0), atol=1e-4)
@@ -1931,16 +1934,16 @@ def test_train_writes_a_whole_motion_model(codes, tmp_path):
     # A row per report; the best of them is kept
     names, *rows = (line.split(",") for line in (tmp_path / "m.csv").read_text().splitlines())
     rows = [{name: float(value) for name, value in zip(names, row)} for row in rows]
-    assert [row["step"] for row in rows] == [1, 2, 3]
+    assert [row["step"] for row in rows] == [1, 2]
     per_epoch = math.ceil(len(train.window_starts([(0, 50), (50, 90)], 6)) / (8 * 3))   # critic steps of 8
-    assert rows[2]["epoch"] == pytest.approx(3 / per_epoch, abs=0.01)
-    assert rows[2]["lr"] == pytest.approx(0.05 * 0.5 ** (2 / (300 * per_epoch)))
+    assert rows[1]["epoch"] == pytest.approx(2 / per_epoch, abs=0.01)
+    assert rows[1]["lr"] == pytest.approx(0.05 * 0.5 ** (1 / (300 * per_epoch)))
     sums = {row["step"]: row["short_percent"] + row["long_percent"] for row in rows}
     assert torch.load(tmp_path / "m.best.pt", weights_only=True)["step"] == min(sums, key=sums.get)
     assert not left_over(tmp_path)
 
 
-def test_resume_is_exact_and_looking_changes_nothing(codes, tmp_path, monkeypatch, capsys):
+def test_resume_is_exact_and_looking_changes_nothing(codes, tmp_path, monkeypatch, capsys, quick_reports):
     """Two steps and two more, with --resume from the start as a scheduler repeats it, saved at every look at
     the clock and reported at every step: what four steps in one go give, bit for bit."""
     trained(codes, tmp_path / "whole.pt", "--steps", 4, "--report-every", 4, *SMALL)
@@ -1949,26 +1952,26 @@ def test_resume_is_exact_and_looking_changes_nothing(codes, tmp_path, monkeypatc
         trained(codes, tmp_path / "parts.pt", "--steps", steps, "--report-every", 1, "--resume", *SMALL)
     assert "parts.state.pt is not there yet: the training begins" in capsys.readouterr().err
     whole, parts = (state_of(tmp_path / name) for name in ("whole.pt", "parts.pt"))
-    assert whole["step"] == 4
+    assert whole["step"] == 4 and len(parts["rows"]) == 4
     for part in ("nets", "adam", "pool", "rng"):
         assert equal(whole[part], parts[part]), part
     trained(codes, tmp_path / "parts.pt", "--steps", 4, "--resume")
     assert "has its 4 steps already" in capsys.readouterr().err
 
 
-def test_resume_takes_its_options_from_the_state(codes, tmp_path):
+def test_resume_takes_its_options_from_the_state(codes, tmp_path, quick_reports):
     trained(codes, tmp_path / "m.pt", "--steps", 1, "--lr", 0.002, "--recipe", "paper", *SMALL)
     first = trained(codes, tmp_path / "m.pt", "--steps", 2, "--resume")["options"]
     assert [first[name] for name in ("lr", "window", "batch", "recipe")] == [0.002, 6, 8, "paper"]
     before = (tmp_path / "m.pt").read_bytes()
-    for words, wanted in ((("--batch", 16), "--batch 8, not 16"), (("--recipe", "ours"), "paper, not ours")):
-        with pytest.raises(InputError, match=wanted):
-            trained(codes, tmp_path / "m.pt", "--steps", 4, "--resume", *words)
     np.save(tmp_path / "other.npy", np.load(codes) + 1)
-    with pytest.raises(InputError, match="other codes than .*other.npy"):
-        trained(tmp_path / "other.npy", tmp_path / "m.pt", "--steps", 4, "--resume")
-    whole = (tmp_path / "m.state.pt").read_bytes()
-    (tmp_path / "m.state.pt").write_bytes(whole[:5000])
+    for path, words, wanted in ((codes, ("--batch", 16), "--batch 8, not 16"),
+                                (codes, ("--recipe", "ours"), "paper, not ours"),
+                                (tmp_path / "other.npy", (), "other codes than .*other.npy")):
+        with pytest.raises(InputError, match=wanted):
+            trained(path, tmp_path / "m.pt", "--steps", 4, "--resume", *words)
+    state = tmp_path / "m.state.pt"
+    state.write_bytes(state.read_bytes()[:5000])
     with pytest.raises(InputError, match="m.state.pt is no training state"):
         trained(codes, tmp_path / "m.pt", "--steps", 4, "--resume")
     assert (tmp_path / "m.pt").read_bytes() == before and not left_over(tmp_path)
@@ -1977,8 +1980,9 @@ def test_resume_takes_its_options_from_the_state(codes, tmp_path):
 def test_train_refusals(codes, tmp_path):
     np.save(tmp_path / "nan.npy", np.full((90, 4, 16), np.nan, np.float32))
     assert_refused(run("train.py", tmp_path / "nan.npy", "-o", tmp_path / "m.pt"), "nan.npy", "90 of 90")
+    diverging = "--lr", 1e30, "--steps", 20, *SMALL
     for words, wanted in ((("--horizon", 30), "--horizon 30 .* 49"), (("--batch", 3), "--batch 3 .* least 4"),
-                          (("--lr", 1e30, "--steps", 20, *SMALL), "diverged.*no model was saved.*lower --lr")):
+                          (diverging, "diverged.*no model was saved.*lower --lr")):
         with pytest.raises(InputError, match=wanted):
             trained(codes, tmp_path / "m.pt", *words)
     with pytest.raises(InputError, match="m.pt cannot be written"):
@@ -1993,18 +1997,18 @@ def test_a_training_is_as_long_as_the_papers_or_longer(words, per_epoch, steps):
     assert train.length(options(*words), per_epoch) == steps
 
 
-def test_the_papers_recipe_and_windows_of_hands(codes, tmp_path):
+def test_the_papers_recipe_and_windows_of_hands(codes, tmp_path, quick_reports):
     """One critic, all windows begin with i; the paper's 75 frames for hands."""
     x = np.load(codes)
     np.save(tmp_path / "long.npy", np.concatenate([x, x[::-1]]))
-    words = "--recipe", "paper", "--steps", 2, "--window", 75, "--batch", 4, "--lambda-gap", 7
+    words = "--recipe", "paper", "--steps", 1, "--window", 75, "--batch", 4, "--lambda-gap", 7
     kept = trained(tmp_path / "long.npy", tmp_path / "m.pt", *words)
     facts = kept["options"]
     assert (facts["lr"], facts["horizon"], facts["instance_noise"], facts["lambda_gap"]) == (0.005, 0, 0, 7)
     assert facts["betas"] == [0.9, 0.999] and kept["window"] == 75
-    networks = state_of(tmp_path / "m.pt")["nets"]
-    assert {name.split(".")[1] for name in networks if name.startswith("C.")} == {"0"}
-    assert len(state_of(tmp_path / "m.pt")["pool"]) == 0
+    state = state_of(tmp_path / "m.pt")
+    assert {name.split(".")[1] for name in state["nets"] if name.startswith("C.")} == {"0"}
+    assert len(state["pool"]) == 0
 
 
 def test_the_optimisers_follow_the_schedule():
@@ -2045,18 +2049,19 @@ def test_killed_training_goes_on_to_the_same_end(codes, tmp_path):
     """kill -9 at random moments, each resumed by the same command: in the end the weights of a training that
     nothing happened to, bit for bit. Twice; KILLS=20 in the environment makes it twenty times."""
     kills = int(os.environ.get("KILLS", 2))
-    words = ["--steps", 30 * kills, "--report-every", 30, "--save-every", 1, *SMALL]
+    words = ["--steps", 20 * kills, "--report-every", 20, "--save-every", 1, *SMALL]
     whole = trained(codes, tmp_path / "whole.pt", *words)
     command = [sys.executable, ROOT / "train.py", codes, "-o", tmp_path / "m.pt", "--resume", *words]
-    rng, state, done = random.Random(kills), tmp_path / "m.state.pt", 0
+    command, rng = list(map(str, command)), random.Random(kills)
+    state, done = tmp_path / "m.state.pt", 0
     while done < kills:
         before, deadline = state.stat().st_mtime_ns if state.exists() else 0, time.time() + 120
-        process = subprocess.Popen(list(map(str, command)), stderr=subprocess.DEVNULL)
+        process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
         while process.poll() is None and time.time() < deadline:
             if state.exists() and state.stat().st_mtime_ns != before:
                 break
             time.sleep(0.005)
-        time.sleep(rng.uniform(0, 0.5))                         # anywhere in steps, reports, saves
+        time.sleep(rng.uniform(0, 0.5))                                         # in steps, reports, saves
         process.kill()
         if process.wait() == 0:                                                 # it had finished: not a kill
             state.unlink()
@@ -2064,9 +2069,9 @@ def test_killed_training_goes_on_to_the_same_end(codes, tmp_path):
         done += 1
         if state.exists():                                                      # whole at any time
             torch.load(state, weights_only=True)
-    assert subprocess.run(list(map(str, command)), stderr=subprocess.DEVNULL).returncode == 0
+    assert subprocess.run(command, stderr=subprocess.DEVNULL).returncode == 0
     parts = torch.load(tmp_path / "m.pt", weights_only=True)
-    assert whole["step"] == parts["step"] == 30 * kills and equal(whole["generator"], parts["generator"])
+    assert whole["step"] == parts["step"] == 20 * kills and equal(whole["generator"], parts["generator"])
 
 
 def test_torchrun_trains_one_model(codes, tmp_path):
@@ -2080,12 +2085,12 @@ def test_torchrun_trains_one_model(codes, tmp_path):
     refused = go(6, "--steps", 1)
     assert refused.returncode and b"a multiple of 4 for 2 processes" in refused.stderr
     assert refused.stderr.count(b"train.py: --batch") == 1
-    for steps in (10, 20):
+    for steps in (10, 12):
         result = go(32, "--steps", steps, "--save-every", 10)
         assert result.returncode == 0 and result.stderr.count(b"wrote") == 1, result.stderr.decode()
     trained(codes, tmp_path / "one.pt", "--steps", 10, *SMALL, "--batch", 32)
     one, two = (state_of(tmp_path / name) for name in ("one.pt", "two.pt"))
-    assert two["step"] == 20 and one["pool"].shape == two["pool"].shape == (16, 4, 32)
+    assert two["step"] == 12 and one["pool"].shape == two["pool"].shape == (16, 4, 32)
     assert two["rows"][0]["step"] == 10 and not left_over(tmp_path)
     for name in ("gp", "phi"):
         assert two["rows"][0][name] == pytest.approx(one["rows"][0][name], rel=0.1)
@@ -2097,28 +2102,25 @@ def run_module(*words):
 
 
 def test_the_study_of_loops(codes, tmp_path):
-    """At toy size, and once more: what is finished is kept. Without the penalty its weight is 0."""
-    words = "studies.looping", "looping", "-o", tmp_path, "--steps", 2
-    (tmp_path / "looping").mkdir()
+    """At toy size: without the penalty its weight is 0; a score is that of the sample."""
+    words = "studies.looping", "looping", "-o", tmp_path, "--steps", 1
+    folder = tmp_path / "looping"
+    folder.mkdir()
     x = np.load(codes)[:50]
-    np.save(tmp_path / "looping" / "sentence.npy", np.concatenate([x, x[::-1], x]))
+    np.save(folder / "sentence.npy", np.concatenate([x, x[::-1], x]))
     result = run_module(*words)
     assert result.returncode == 0 and "19 of 20" in result.stdout.decode(), result.stderr.decode()
-    found = json.loads((tmp_path / "looping" / "looping.json").read_text())
-    made = {kind: tmp_path / "looping" / f"{kind}-00.pt" for kind in ("with", "without")}
+    found = json.loads((folder / "looping.json").read_text())
     for kind, weight in (("with", 100), ("without", 0)):
-        facts = torch.load(made[kind], weights_only=True)["options"]
+        facts = torch.load(folder / f"{kind}-00.pt", weights_only=True)["options"]
         assert (facts["lambda_gap"], facts["horizon"], facts["start"]) == (weight, 0, "torch")
 
-    G, motion = sample.load_motion(made["with"])
+    G, motion = sample.load_motion(folder / "with-00.pt")
     w = np.concatenate(list(sample.sample(G, evaluate.LOOP_FRAMES, 1)))
     y = train.coordinates(torch.from_numpy(w), motion["pca"]).numpy()
-    video = train.coordinates(torch.from_numpy(np.load(tmp_path / "looping" / "sentence.npy")), motion["pca"])
+    video = train.coordinates(torch.from_numpy(np.load(folder / "sentence.npy")), motion["pca"])
     usual = evaluate.usual_distance(video.numpy())
     assert found["with"][0]["scores"][1] == pytest.approx(evaluate.loop_score(y[750:], usual), rel=1e-5)
-    before = made["with"].stat().st_mtime_ns
-    assert run_module(*words).returncode == 0 and made["with"].stat().st_mtime_ns == before
-    assert json.loads((tmp_path / "looping" / "looping.json").read_text()) == found
 
 
 def test_what_the_gpu_study_does_runs_without_one(tmp_path):
@@ -2128,7 +2130,9 @@ def test_what_the_gpu_study_does_runs_without_one(tmp_path):
     assert result.returncode == 0, result.stdout.decode()
     found = json.loads((tmp_path / "gpu.json").read_text())
     assert found["goldens"]["all below 1e-4"] and all(part in found for part in parts)
-    assert found["rendering"]["half"]["PSNR"] > 40 and found["step"]["4 x 16"]["GFLOP per step"] > 0
+    row = found["step"]["4 x 16"]
+    assert row["largest difference of again from eager, by step"] == [0, 0, 0, 0]
+    assert row["GFLOP per step"] > 0 and found["rendering"]["half"]["PSNR"] > 40
     assert "aten::addmm" in (tmp_path / "gpu.profile.txt").read_text()
 
 

@@ -7,16 +7,17 @@
     python train.py latents.npy --recipe paper             # the paper's own settings where it states them
     torchrun --nproc-per-node=4 train.py latents.npy       # the batch shared by 4 processes (GPUs or cores)
 
-Fox et al., BMVC 2021 (arXiv:2107.07224), sec. 3 and supplement 2.1; no picture is rendered. Writes motion.pt
-(EMA generator, PCA of the codes, options: all that sample.py needs), motion.best.pt (the same at the best
-report), motion.state.pt (every minute: all that --resume needs) and motion.csv (a row per report).
+Fox et al., BMVC 2021 (arXiv:2107.07224), sec. 3 and supplement 2.1; no picture is rendered. H, P, T, C and
+the penalties are in models.py. Writes motion.pt (all that sample.py needs), motion.best.pt (the same at the
+best report), motion.state.pt (every minute: all that --resume needs) and motion.csv (a row per report).
 
-Shapes: N training frames, B batch, T frames of a window, L style rows, D style width. Codes (N, L, D), window
-(T, L, D). On a CPU one seed, number of threads and number of processes give one result bit for bit,
-interrupted or not; on CUDA the random numbers are the same, but the order of sums is not.
+Shapes: N training frames, B batch, T frames of a window, L style rows, D style width. On a CPU one seed,
+number of threads and number of processes give one result bit for bit, interrupted or not; on CUDA the random
+numbers are the same, but the order of sums is not.
 """
 
 import argparse
+import contextlib
 import copy
 import functools
 import hashlib
@@ -41,8 +42,8 @@ from models import InputError, MotionCritic, MotionGenerator, gradient_angle_pen
 
 NOISE = 32          # width of i, of each s_k and l_k (sec. 3)
 COMPONENTS = 32     # directions of the PCA (sec. 3, offset trick)
-EPOCHS = 350        # passes over the windows (sec. 3) ...
-STEPS = 2400        # ... but no fewer generator steps; ours: 350 epochs of a minute's video are only 1,400
+EPOCHS = 350        # (sec. 3). What one is, is open; ours: the critics see as many real windows as there are
+STEPS = 2400        # ours: no fewer generator steps, as 350 epochs of a minute's video are only 1,400
 SHORT = 2048        # sampled windows per report, as many as the paper's FVD takes (suppl. 2.2)
 LONG = 128, 400     # long samples per report and their frames (suppl. 2.2: 128 samples, 400 frames for ACD)
 PER_LONG = 16       # windows cut from each long sample: 128 x 16 = 2048 again
@@ -53,206 +54,47 @@ OFFSET_RISE = 100   # ours: steps in which the offset noise rises to its full si
 DIVERGED = 10       # ours: times the distance of two windows, the most that a critic of slope 1 can claim
 SAVE_SECONDS = 60   # ours: a kill loses at most a minute
 AGREE = 10          # ours: steps after which several processes ask each other whether to stop or save
-VERSION = {"model": 1, "state": 2}
+STATE = 2           # version of motion.state.pt
+LOGGED = "wasserstein", "gp", "generator", "gap", "phi"             # what a step returns
 
 
-# ------------------------------------------------------------------------------------------------------------
-# Codes: reading, windows, PCA
-# ------------------------------------------------------------------------------------------------------------
-
-def read_array(path):
-    """The array in a .npy, an .npz (under `w`) or a .pt (one tensor). Executes nothing. Raises InputError."""
-    torch_file, names = path.suffix.lower() in (".pt", ".pth"), ""
-    try:
-        found = torch.load(path, map_location="cpu", weights_only=True) if torch_file else np.load(path)
-        if isinstance(found, np.lib.npyio.NpzFile) and "w" in found:
-            found = found["w"]
-        if isinstance(found, (torch.Tensor, np.ndarray)):
-            return np.asarray(found.detach().float() if torch_file else found)
-        names = f" (it has: {', '.join(map(str, found)) or 'nothing'})"
-    except Exception as error:                              # numpy, zipfile and torch raise a dozen types
-        if "allow_pickle" not in str(error):
-            raise InputError(f"{path} is no readable file of codes ({type(error).__name__}), perhaps cut "
-                             f"short; make it again with embed.py.") from None
-    how = f"torch.load('{path.name}')" if torch_file else f"np.load('{path.name}', allow_pickle=True)"
-    raise InputError(f"{path} is not one array and has no array named w{names}; put the codes (T, L, D) into "
-                     f"a file of their own: np.save('codes.npy', np.asarray({how}[NAME])).")
+def number(kind, least, below=math.inf):
+    """For argparse: a number of that kind with least <= value < below."""
+    def parse(text):
+        if not least <= kind(text) < below:
+            raise argparse.ArgumentTypeError(f"{text} is not at least {least} and below {below}")
+        return kind(text)
+    return parse
 
 
-def load_latents(path):
-    """W+ codes of one video, as embed.py writes them: latents.npy with latents.json beside it.
-
-    Without the .json it counts as one clip at 25 fps of an unknown image model; so do projected_w.npz of
-    stylegan2-ada and the tensors of e4e, PTI and STIT. Returns codes, float32 (N, L, D), and {"fps", "clips":
-    [(start, end), ...], half open, "model": {"name", "sha256"}, "source"}. Raises InputError.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise InputError(f"{path} does not exist; make it with: python embed.py VIDEO -o {path}")
-    codes = read_array(path)
-    if codes.ndim == 4 and 1 in codes.shape[:2]:
-        frames = max(codes.shape[:2])
-        print(f"{path}: {codes.shape} is read as one trajectory of {frames} frames.", file=sys.stderr)
-        codes = codes.reshape(-1, *codes.shape[2:])
-    if codes.ndim != 3 or 0 in codes.shape or codes.dtype.kind not in "fiu":
-        raise InputError(f"{path} holds {codes.dtype} of shape {codes.shape}, expected W+ codes (T, L, D): "
-                         f"frames, style rows, style width.")
-    codes = np.ascontiguousarray(codes, dtype=np.float32)
-    bad = ~np.isfinite(codes).all((1, 2))
-    if bad.any():
-        raise InputError(f"{path} has NaN or infinite values in {bad.sum()} of {len(codes)} frames, the "
-                         f"first in frame {bad.argmax()}; embed the video again.")
-
-    meta = {"fps": 25.0, "clips": [(0, len(codes))], "model": {"name": None, "sha256": None}, "source": None}
-    sidecar = path.with_suffix(".json")
-    if not sidecar.is_file():
-        return codes, meta
-    try:
-        read = json.loads(sidecar.read_text(encoding="utf-8"))
-        numbers, fps = [frame["clip"] for frame in read["frames"]], float(read["fps"])
-        model = {"name": read["model"]["name"], "sha256": read["model"]["sha256"]}
-        if not 0 < fps < math.inf:
-            raise ValueError
-    except (ValueError, KeyError, TypeError):
-        raise InputError(f"{sidecar} is not what embed.py writes (model, fps, frames with a clip number "
-                         f"each); make both again, or remove it: one clip at 25 fps.") from None
-    if len(numbers) != len(codes):
-        raise InputError(f"{sidecar} lists {len(numbers)} frames, {path} has {len(codes)}: they do not "
-                         f"belong together; make both again with embed.py.")
-    cuts = [k for k in range(1, len(numbers)) if numbers[k] != numbers[k - 1]]
-    clips = list(zip([0] + cuts, cuts + [len(numbers)]))
-    return codes, {"fps": fps, "clips": clips, "model": model, "source": read.get("source")}
-
-
-def load_training_set(paths, window, log=sys.stderr):
-    """Codes of all files in one array, (N, L, D), with the clips of all; checks that they fit together."""
-    parts = [load_latents(path) for path in paths]
-    (first, meta), clips, n, names = parts[0], [], 0, ", ".join(map(str, paths))
-    for path, (codes, own) in zip(paths, parts):
-        kinds = [f"{c.shape[1]} x {c.shape[2]} of {m['model']['name']}" for c, m in ((codes, own), parts[0])]
-        if codes.shape[1:] != first.shape[1:] or own["model"]["sha256"] != meta["model"]["sha256"]:
-            raise InputError(f"{path} has codes of {kinds[0]}, {paths[0]} of {kinds[1]}; embed all videos "
-                             f"with one image model.")
-        if abs(own["fps"] / meta["fps"] - 1) > 0.01:
-            print(f"{path} has {own['fps']:g} frames per second, {paths[0]} {meta['fps']:g}: their motion "
-                  f"will differ in speed.", file=log)
-        clips += [(start + n, end + n) for start, end in own["clips"]]
-        n += len(codes)
-
-    codes = np.concatenate([codes for codes, _ in parts])
-    longest = max(end - start for start, end in clips)
-    if n <= COMPONENTS or first[0].size < COMPONENTS:
-        raise InputError(f"{names}: {n} frames of {first[0].size} numbers; the PCA of {COMPONENTS} "
-                         f"directions needs at least {COMPONENTS + 1}, good motion hundreds.")
-    if codes.std(0).max() < 1e-6:
-        raise InputError(f"all {n} frames of {names} have the same code: there is no motion to learn.")
-    if longest <= window:
-        raise InputError(f"{names}: the longest clip has {longest} frames, too few for two windows "
-                         f"of {window}; give a shorter --window, {longest // 2} perhaps, or embed more.")
-    short = sum(end - start for start, end in clips if end - start < window)
-    if short:
-        print(f"{short} of {n} frames lie in clips shorter than {window} frames and are left out.", file=log)
-    return codes, {**meta, "clips": clips}
-
-
-def window_starts(clips, window):
-    """First frames of all windows that lie inside one clip: (n,) int64."""
-    return torch.cat([torch.arange(start, max(start, end - window + 1)) for start, end in clips])
-
-
-def fit_pca(codes):
-    """PCA of training codes (N, L, D), sec. 3: {"mean" (L, D), "basis" (32, L, D), "std" (32,)}, float32."""
-    N, L, D = codes.shape
-    # On 18,000 x 9,216 codes the exact solvers would need the 9,216 x 9,216 covariance
-    pca = PCA(COMPONENTS, svd_solver="randomized", random_state=0).fit(codes.reshape(N, L * D))
-    return {"mean": torch.from_numpy(pca.mean_).float().reshape(L, D),
-            "basis": torch.from_numpy(pca.components_).float().reshape(COMPONENTS, L, D),
-            "std": torch.from_numpy(np.sqrt(pca.explained_variance_)).float()}
-
-
-def coordinates(codes, pca):
-    """Codes (..., L, D) -> their PCA coordinates (..., 32) in the codes' units, not whitened."""
-    return ((codes - pca["mean"]).flatten(-2)) @ pca["basis"].flatten(1).T
-
-
-# ------------------------------------------------------------------------------------------------------------
-# How far sampled motion is from real motion: Fréchet distance of codes. Ours: the paper's FVD needs pictures
-# ------------------------------------------------------------------------------------------------------------
-
-def long_windows(x, window):
-    """Evenly spaced windows of long samples: (n, t, 32) -> (PER_LONG n, T, 32), adjacent at 400 and 25."""
-    starts = torch.linspace(0, x.shape[1] - window, PER_LONG).long()
-    return x[:, starts[:, None] + torch.arange(window)].flatten(0, 1)
-
-
-def gaussian_frechet(m1, S1, m2, S2):
-    """Fréchet distance of Gaussians, (d,) and (d, d) each: |m1 - m2|^2 + tr(S1 + S2 - 2 (S1 S2)^(1/2)).
-
-    The trace of the root is the sum of the roots of the eigenvalues of the symmetric S1^(1/2) S2 S1^(1/2).
-    """
-    values, vectors = np.linalg.eigh(S1)
-    root = (vectors * np.sqrt(values.clip(0))) @ vectors.T
-    cross = np.sqrt(np.linalg.eigvalsh(root @ S2 @ root).clip(0)).sum()
-    return float(np.square(m1 - m2).sum() + np.trace(S1) + np.trace(S2) - 2 * cross)
-
-
-def frechet(x, y):
-    """Fréchet distance of Gaussians fitted to two sets (n, d), (m, d), in float64, biased covariances."""
-    x, y = np.asarray(x, np.float64), np.asarray(y, np.float64)
-    S1, S2 = (np.atleast_2d(np.cov(v, rowvar=False, bias=True)) for v in (x, y))
-    return gaussian_frechet(x.mean(0), S1, y.mean(0), S2)
-
-
-def code_frechet(real, fake, space):
-    """Fréchet distance of two sets of windows, (n, T, 32) and (m, T, 32), in a space of code_references."""
-    return frechet(*(space.transform(x.flatten(1).double().numpy()) for x in (real, fake)))
-
-
-def jitter(x):
-    """Root mean square of the second difference in time of (n, T, 32): trembling, which SPACE misses."""
-    return x.diff(dim=1).diff(dim=1).square().mean().sqrt().item()
-
-
-def code_references(x, clips, window):
-    """What distances are compared with, from the real coordinates (N, 32).
-
-    frozen: real windows against every real frame repeated T times (percentages are of it). still: real frames
-    against their mean. space: the windows' principal directions.
-    """
-    windows = x[window_starts(clips, window)[:, None] + torch.arange(window)]   # (n, T, 32)
-    frames = torch.cat([x[start:end] for start, end in clips if end - start >= window])
-    x = windows.flatten(1).double().numpy()                                     # (n, 32 T)
-    space = PCA(min(SPACE, len(x) - 1, x.shape[1]), svd_solver="covariance_eigh").fit(x)
-    return {"windows": windows, "frames": frames, "space": space, "window": window,
-            "frozen": code_frechet(windows, frames[:, None].expand(-1, window, -1), space),
-            "still": np.asarray(frames, np.float64).var(0).sum().item(),
-            "jitter": jitter(windows) if window > 2 else math.nan}
-
-
-def code_distances(references, short, long):
-    """Distances of sampled to real motion; short: windows (n, T, 32), long: samples (m, t, 32)."""
-    real, space, cut = references["windows"], references["space"], long_windows(long, references["window"])
-    found = {"short": code_frechet(real, short, space), "long": code_frechet(real, cut, space)}
-    for name, x in (("short", short), ("long", cut)):
-        found[f"{name}_percent"] = 100 * found[name] / references["frozen"]
-        found[f"frame_{name}"] = frechet(references["frames"], x.flatten(0, 1))
-        found[f"frame_{name}_percent"] = 100 * found[f"frame_{name}"] / references["still"]
-        found[f"jitter_{name}"] = jitter(x) / references["jitter"] if x.shape[1] > 2 else math.nan
-    return found
-
-
-@torch.no_grad()
-def sample_coordinates(G, n, t, pca, rng):
-    """PCA coordinates (n, t, 32) of n sampled trajectories of t frames, on the CPU. rng: of the CPU."""
-    device, x = G.rows.device, []
-    pca = {name: value.to(device) for name, value in pca.items()}
-    for count in [LONG[0]] * (n // LONG[0]) + [n % LONG[0]] * (n % LONG[0] > 0):
-        i = torch.randn(count, NOISE, generator=rng).to(device)
-        s = torch.randn(count, t - 1, NOISE, generator=rng).to(device)
-        parts = G.motion(i, s).flatten(0, 1).split(4096)                        # (count t, 32) in pieces
-        found = torch.cat([coordinates(G.translate(part), pca) for part in parts])
-        x.append(found.reshape(count, t, -1).cpu())
-    return torch.cat(x)
+# What a training depends on. Name: (ours, the paper's or what it is without ours, type or choices, help)
+METHOD = {
+    "window": (25, 25, number(int, 2), "frames of a window, t (sec. 3; 75 for hands, sec. 4)"),
+    "batch": (128, 128, number(int, 2), "windows per critic and per generator step (suppl. 2.1)"),
+    "lambda_gp": (50.0, 50.0, number(float, 0), "weight of the gradient penalty (sec. 3)"),
+    "lambda_gap": (100.0, 100.0, number(float, 0), "weight of the gradient angle penalty (sec. 3)"),
+    "ema": (0.997, 0.997, number(float, 0, 1), "momentum of averaged weights (suppl. 2.1; sec. 3: 0.995)"),
+    # 0.005 (suppl. 2.1) with one critic step did not learn in 1,600 steps of a prototype
+    "lr": (0.001, 0.005, number(float, 0), "learning rate of Adam"),
+    # Adam's steps are of one size, so weights that start ten times as large learn ten times as slowly
+    "lr_recurrence": (5.0, 1.0, number(float, 0), "times --lr, for H and P (ours)"),
+    # Without it the distances keep jumping. A matter of the step alone, so that a training may be prolonged
+    "lr_half_life": (300.0, math.inf, number(float, 1e-9), "epochs after which --lr is halved (ours)"),
+    "betas": ([0.5, 0.99], [0.9, 0.999], number(float, 0, 1), "of Adam (open; ours: DCGAN's first)"),
+    # With three, distances fall further per minute, and much further per step, than with one
+    "critic_steps": (3, 3, number(int, 1), "per generator step (open; ours)"),
+    # In the paper all windows begin with i (0), and samples of 400 frames go on from there untrained
+    "horizon": (400, 0, number(int, 0), "frames within which sampled windows begin (ours)"),
+    # Without it, critics learn the training windows by heart
+    "instance_noise": (0.5, 0.0, number(float, 0), "differences of real windows added, times this (ours)"),
+    # Where the head is on the whole, a video says little of: one level leaves this to the critics, one not
+    "offset_noise": ([0.7, 4.0], [0.0], number(float, 0), "the same of their means, levels in turn (ours)"),
+    "offset_from": (1400, 1400, number(int, 0), "steps after which the offset noise begins (ours)"),
+    "start": ("ours", "ours", ("ours", "torch"), "of H and P: start(), or torch's own"),
+    # TF32 on CUDA; on a CPU what torch makes of it (AVX-512 without AMX: 2.2 times as fast, within 5e-7)
+    "matmul": ("medium", "highest", ("highest", "high", "medium"), "precision of products (ours)"),
+    "seed": (0, 0, int, "of all random numbers"),
+}
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -260,13 +102,14 @@ def sample_coordinates(G, n, t, pca, rng):
 # ------------------------------------------------------------------------------------------------------------
 
 def train_step(nets, adam, draws, codes, starts, args):
-    """Critic steps, a generator step, EMA. Returns what is logged, (5,). Nothing here waits for the device.
+    """L = L_WGAN + lambda_GP L_GP + lambda_GAP L_GAP: critic steps, a generator step, EMA -> LOGGED, (5,).
 
-    draws: random numbers, of draw(). codes (N, L, D); starts (n,): first frames of all real windows.
+    nets, adam: of networks(); draws: of draw(); codes (N, L, D); starts (n,): first frames of all real
+    windows. Nothing here waits for the device.
     """
     G, norm, T = nets.G, nets.norm, args.window
     first = draws["i"].shape[1] - len(nets.pool)                                # windows that begin with i
-    critics = list(zip(nets.C, (slice(0, first), slice(first, None))))
+    critics = list(zip(nets.C, (slice(0, first), slice(first, None))))          # and the windows of each
 
     for k in range(args.critic_steps):
         # Windows. The fakes of the last critic step are also those of the generator step and need gradients
@@ -277,7 +120,7 @@ def train_step(nets, adam, draws, codes, starts, args):
         frames = starts[draws["place"][k]][:, None] + torch.arange(T, device=starts.device)
         real = codes[frames]                                                    # (B, T, L, D)
 
-        # Critic: WGAN-GP
+        # Critic: mean C(w) - mean C(real) + lambda_GP mean (|dC/dw| - 1)^2
         loss_C = gp = 0.0
         for C, of in critics:
             p_real, p_fake = C.first_layer(real[of]), C.first_layer(w[of].detach())     # (b, T, width)
@@ -289,7 +132,7 @@ def train_step(nets, adam, draws, codes, starts, args):
         average([p.grad for p in nets.C.parameters()])
         adam["C"].step()
 
-    # Generator: WGAN + gradient angle penalty, which is for the windows that begin with i
+    # Generator: -mean C(w) + lambda_GAP mean max(0, pi/4 - phi)^2, phi for the windows that begin with i
     nets.C.requires_grad_(False)
     loss_G = 0.0
     for C, of in critics:
@@ -305,7 +148,7 @@ def train_step(nets, adam, draws, codes, starts, args):
     adam["G"].step()
     nets.C.requires_grad_(True)
 
-    # EMA of the generator's weights
+    # EMA of the generator's weights; draws["ema"] is 1 - momentum
     with torch.no_grad():
         for averaged, p in zip(nets.ema.parameters(), G.parameters()):
             averaged.lerp_(p, draws["ema"])
@@ -320,10 +163,10 @@ def draw(rng, step, places, args):
     calls = step * K + torch.arange(K)
     return {"place": torch.stack([torch.cat([spread(rng, places, n) for n in shares]) for _ in range(K)]),
             "mix": torch.rand(K, B, 1, 1, generator=rng),           # of the gradient penalty
-            "i": torch.randn(K, B, NOISE, generator=rng),
+            "i": torch.randn(K, B, NOISE, generator=rng),           # N(0, 1), as s (sec. 3)
             "s": torch.randn(K, B, T - 1, NOISE, generator=rng),
-            "before": torch.randn(K, late, T - 1, NOISE, generator=rng),
-            "renew": (calls[:, None] + torch.arange(late)) % turns == 0,
+            "before": torch.randn(K, late, T - 1, NOISE, generator=rng),        # s of the frames before
+            "renew": (calls[:, None] + torch.arange(late)) % turns == 0,        # trajectories that begin anew
             "tau": offset_noise(step, args),
             "ema": torch.tensor(1 - min(args.ema, (step + 1) / (step + 10)))}   # ours: short memory at first
 
@@ -396,12 +239,10 @@ def add_noise(real, fake, tau, args):
 @torch.no_grad()
 def start(G, mean, std, recurrence=True):
     """Start T at the scale of the training codes, mean and std (L, D), and H and P so that l moves about as a
-    head does, driven by the noise, and from l_0 = i on as later.
+    head does, driven by s, and from l_0 = i on as later.
 
-    With nn.GRU's own start the noise dies on its way through four cells: from one i, l has a standard
-    deviation of 0.03 after 24 frames (0.54 here); and as the third memory tells the fourth, i, nothing of it,
-    l first rushes away: its direction moves by 0.19 (squared) in the first frame, by 0.004 in the 80th (here
-    by 0.004 and 0.010).
+    With nn.GRU's own start s dies away in the four cells (from one i, l has a standard deviation of 0.03
+    after 24 frames, 0.54 here), and l first rushes away from i, of which the third memory knows nothing.
     """
     G.rows_norm.weight.copy_(std.flatten())
     G.rows_norm.bias.copy_(mean.flatten())
@@ -435,20 +276,20 @@ def reestimate_batchnorm(G, args, rng):
     With the live generator's, a prototype's distance to real windows was 1393, with re-estimated ones 752.
     Later windows are of any age, about as in training. rng: its own, so looking never changes the training.
     """
-    late, device = later_windows(args), G.rows.device
     for m in G.modules():
         if isinstance(m, nn.BatchNorm1d):
             m.reset_running_stats()
             m.momentum = None                                       # plain average over the batches
     G.train()
+    late, device = later_windows(args), G.rows.device
     for _ in range(REESTIMATE):
-        h = G.hidden(torch.randn(args.batch, NOISE, generator=rng).to(device))
+        h = G.hidden(torch.randn(args.batch, NOISE, generator=rng).to(device))              # (4, B, 32)
         if late:
             age = int(torch.randint(1, args.horizon - args.window + 1, (), generator=rng))
             s = torch.randn(late, age, NOISE, generator=rng).to(device)
             h = torch.cat([h[:, :-late], G.roll(s, h[:, -late:].contiguous())[1]], 1)
-        tail = G.roll(torch.randn(args.batch, args.window - 1, NOISE, generator=rng).to(device), h)[0]
-        G.translate(torch.cat([h[3][:, None], tail], 1))
+        s = torch.randn(args.batch, args.window - 1, NOISE, generator=rng).to(device)
+        G.translate(torch.cat([h[3][:, None], G.roll(s, h)[0]], 1))
     G.eval()
 
 
@@ -551,14 +392,205 @@ def average(tensors):
             t.copy_(mean.view_as(t))
 
 
+def agreed(flags, device):
+    """Each flag is true for all processes if it is for one."""
+    votes = torch.tensor(flags, dtype=torch.float32, device=device)
+    dist.all_reduce(votes)
+    return (votes > 0).tolist()
+
+
 # ------------------------------------------------------------------------------------------------------------
-# Files and options
+# Codes: reading, windows, PCA, and how far sampled motion is from real motion (ours: FVD needs pictures)
 # ------------------------------------------------------------------------------------------------------------
 
-def beside(output, ending):
-    """motion.pt -> motion.state.pt, motion.csv."""
-    return output.with_name(output.stem + ending)
+def read_array(path):
+    """The array in a .npy, an .npz (under `w`) or a .pt (one tensor). Executes nothing. Raises InputError."""
+    of_torch, found = path.suffix.lower() in (".pt", ".pth"), None
+    try:
+        found = torch.load(path, map_location="cpu", weights_only=True) if of_torch else np.load(path)
+        if isinstance(found, np.lib.npyio.NpzFile) and "w" in found:
+            found = found["w"]
+    except Exception as error:                              # numpy, zipfile and torch raise a dozen types
+        if "allow_pickle" not in str(error):
+            raise InputError(f"{path} is no readable file of codes ({type(error).__name__}), perhaps cut "
+                             f"short; make it again with embed.py.") from None
+    if isinstance(found, torch.Tensor):
+        return found.detach().float().numpy()
+    if isinstance(found, np.ndarray):
+        return found
 
+    names = f" (it has: {', '.join(map(str, found))})" if hasattr(found, "keys") else ""
+    how = f"torch.load('{path.name}')" if of_torch else f"np.load('{path.name}', allow_pickle=True)"
+    raise InputError(f"{path} is not one array and has no array named w{names}; put the codes (T, L, D) into "
+                     f"a file of their own: np.save('codes.npy', np.asarray({how}[NAME])).")
+
+
+def load_latents(path):
+    """W+ codes of one video, as embed.py writes them: latents.npy with latents.json beside it.
+
+    Without the .json it counts as one clip at 25 fps of an unknown image model; so do projected_w.npz of
+    stylegan2-ada and the tensors of e4e, PTI and STIT. Returns codes, float32 (N, L, D), and {"fps", "clips":
+    [(start, end), ...], half open, "model": {"name", "sha256"}, "source"}. Raises InputError.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"{path} does not exist; make it with: python embed.py VIDEO -o {path}")
+    codes = read_array(path)
+    if codes.ndim == 4 and 1 in codes.shape[:2]:
+        frames = max(codes.shape[:2])
+        print(f"{path}: {codes.shape} is read as one trajectory of {frames} frames.", file=sys.stderr)
+        codes = codes.reshape(-1, *codes.shape[2:])
+    if codes.ndim != 3 or 0 in codes.shape or codes.dtype.kind not in "fiu":
+        raise InputError(f"{path} holds {codes.dtype} of shape {codes.shape}, expected W+ codes (T, L, D): "
+                         f"frames, style rows, style width.")
+    codes = np.ascontiguousarray(codes, dtype=np.float32)
+    bad = ~np.isfinite(codes).all((1, 2))
+    if bad.any():
+        raise InputError(f"{path} has NaN or infinite values in {bad.sum()} of {len(codes)} frames, the "
+                         f"first in frame {bad.argmax()}; embed the video again.")
+
+    N, sidecar = len(codes), path.with_suffix(".json")
+    if not sidecar.is_file():
+        unknown = {"name": None, "sha256": None}
+        return codes, {"fps": 25.0, "clips": [(0, N)], "model": unknown, "source": None}
+    try:
+        facts = json.loads(sidecar.read_text(encoding="utf-8"))
+        numbers, fps = [frame["clip"] for frame in facts["frames"]], float(facts["fps"])
+        model = {key: facts["model"][key] for key in ("name", "sha256")}
+        if len(numbers) != N or not 0 < fps < math.inf:
+            raise ValueError(f"{len(numbers)} frames at {fps:g} fps")
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{sidecar} does not describe the {N} frames of {path} as embed.py does ({error}); "
+                         f"make both again, or remove it: then they are one clip at 25 fps.") from None
+    cuts = [k for k in range(1, N) if numbers[k] != numbers[k - 1]]
+    clips = list(zip([0, *cuts], [*cuts, N]))
+    return codes, {"fps": fps, "clips": clips, "model": model, "source": facts.get("source")}
+
+
+def load_training_set(paths, window, log=sys.stderr):
+    """Codes of all files in one array, (N, L, D), with the clips of all; checks that they fit together."""
+    parts, names = [load_latents(path) for path in paths], ", ".join(map(str, paths))
+    kinds = {f"{codes.shape[1]} x {codes.shape[2]} of {meta['model']['name']} ({meta['model']['sha256']})"
+             for codes, meta in parts}
+    if len(kinds) > 1:
+        raise InputError(f"{names} have codes of {' and of '.join(sorted(kinds))}; embed all videos with one "
+                         f"image model.")
+    rates = sorted(meta["fps"] for _, meta in parts)
+    if rates[-1] > 1.01 * rates[0]:
+        print(f"{names} have {rates[0]:g} to {rates[-1]:g} frames per second: their motion will differ in "
+              f"speed.", file=log)
+
+    codes, clips, N = np.concatenate([codes for codes, _ in parts]), [], 0
+    for part, meta in parts:
+        clips += [(N + start, N + end) for start, end in meta["clips"]]
+        N += len(part)
+    lengths = [end - start for start, end in clips]
+    if N <= COMPONENTS or codes[0].size < COMPONENTS:
+        raise InputError(f"{names}: {N} frames of {codes[0].size} numbers; the PCA of {COMPONENTS} "
+                         f"directions needs at least {COMPONENTS + 1}, good motion hundreds.")
+    if codes.std(0).max() < 1e-6:
+        raise InputError(f"all {N} frames of {names} have the same code: there is no motion to learn.")
+    if max(lengths) <= window:
+        raise InputError(f"{names}: the longest clip has {max(lengths)} frames, too few for two windows "
+                         f"of {window}; give a shorter --window, {max(lengths) // 2} perhaps, or embed more.")
+    if min(lengths) < window:
+        short = sum(n for n in lengths if n < window)
+        print(f"{short} of {N} frames lie in clips shorter than {window} frames and are left out.", file=log)
+    return codes, {**parts[0][1], "clips": clips}
+
+
+def window_starts(clips, window):
+    """First frames of all windows that lie inside one clip: (n,) int64."""
+    return torch.cat([torch.arange(start, max(start, end - window + 1)) for start, end in clips])
+
+
+def fit_pca(codes):
+    """PCA of training codes (N, L, D), sec. 3: {"mean" (L, D), "basis" (32, L, D), "std" (32,)}, float32."""
+    N, L, D = codes.shape
+    # On 18,000 x 9,216 codes the exact solvers would need the 9,216 x 9,216 covariance
+    pca = PCA(COMPONENTS, svd_solver="randomized", random_state=0).fit(codes.reshape(N, L * D))
+    return {"mean": torch.from_numpy(pca.mean_).float().reshape(L, D),
+            "basis": torch.from_numpy(pca.components_).float().reshape(COMPONENTS, L, D),
+            "std": torch.from_numpy(np.sqrt(pca.explained_variance_)).float()}
+
+
+def coordinates(codes, pca):
+    """Codes (..., L, D) -> their PCA coordinates (..., 32) in the codes' units, not whitened."""
+    return ((codes - pca["mean"]).flatten(-2)) @ pca["basis"].flatten(1).T
+
+
+def long_windows(x, window):
+    """Evenly spaced windows of long samples: (n, t, 32) -> (PER_LONG n, T, 32), adjacent at 400 and 25."""
+    starts = torch.linspace(0, x.shape[1] - window, PER_LONG).long()
+    return x[:, starts[:, None] + torch.arange(window)].flatten(0, 1)
+
+
+def frechet(x, y):
+    """Fréchet distance of Gaussians fitted to two sets (n, d), (m, d), in float64, biased covariances.
+
+    |m1 - m2|^2 + tr(S1 + S2 - 2 (S1 S2)^(1/2)); the trace of the root is the sum of the roots of the
+    eigenvalues of the symmetric S1^(1/2) S2 S1^(1/2).
+    """
+    x, y = np.asarray(x, np.float64), np.asarray(y, np.float64)
+    S1, S2 = (np.atleast_2d(np.cov(v, rowvar=False, bias=True)) for v in (x, y))
+    values, vectors = np.linalg.eigh(S1)
+    root = (vectors * np.sqrt(values.clip(0))) @ vectors.T
+    cross = np.sqrt(np.linalg.eigvalsh(root @ S2 @ root).clip(0)).sum()
+    return float(np.square(x.mean(0) - y.mean(0)).sum() + np.trace(S1) + np.trace(S2) - 2 * cross)
+
+
+def code_frechet(real, fake, space):
+    """Fréchet distance of two sets of windows, (n, T, 32) and (m, T, 32), in a space of code_references."""
+    return frechet(*(space.transform(x.flatten(1).double().numpy()) for x in (real, fake)))
+
+
+def jitter(x):
+    """Root mean square of the second difference in time of (n, T, 32): trembling, which SPACE misses."""
+    return x.diff(dim=1).diff(dim=1).square().mean().sqrt().item()
+
+
+def code_references(x, clips, window):
+    """What sampled motion is compared with, from the real coordinates (N, 32): windows against every frame T
+    times over (frozen), frames against their mean (still), the windows' principal directions (space).
+    """
+    windows = x[window_starts(clips, window)[:, None] + torch.arange(window)]   # (n, T, 32)
+    frames = torch.cat([x[start:end] for start, end in clips if end - start >= window])
+    x = windows.flatten(1).double().numpy()                                     # (n, 32 T)
+    space = PCA(min(SPACE, len(x) - 1, x.shape[1]), svd_solver="covariance_eigh").fit(x)
+    return {"windows": windows, "frames": frames, "space": space, "window": window,
+            "frozen": code_frechet(windows, frames[:, None].expand(-1, window, -1), space),
+            "still": np.asarray(frames, np.float64).var(0).sum().item(),
+            "jitter": jitter(windows)}
+
+
+def code_distances(references, short, long):
+    """Distances of sampled to real motion; short: windows (n, T, 32), long: samples (m, t, 32)."""
+    real, frames, found = references["windows"], references["frames"], {}
+    for name, x in (("short", short), ("long", long_windows(long, references["window"]))):
+        away = code_frechet(real, x, references["space"])
+        found[f"{name}_percent"] = 100 * away / references["frozen"]
+        found[f"frame_{name}_percent"] = 100 * frechet(frames, x.flatten(0, 1)) / references["still"]
+        found[f"jitter_{name}"] = jitter(x) / references["jitter"]
+    return found
+
+
+@torch.no_grad()
+def sample_coordinates(G, n, t, pca, rng):
+    """PCA coordinates (n, t, 32) of n sampled trajectories of t frames, on the CPU. rng: of the CPU."""
+    device, x = G.rows.device, []
+    pca = {name: value.to(device) for name, value in pca.items()}
+    for part in torch.arange(n).split(LONG[0]):                     # bounds the memory
+        i = torch.randn(len(part), NOISE, generator=rng).to(device)
+        s = torch.randn(len(part), t - 1, NOISE, generator=rng).to(device)
+        pieces = G.motion(i, s).flatten(0, 1).split(4096)                       # (n t, 32)
+        found = torch.cat([coordinates(G.translate(l), pca) for l in pieces])
+        x.append(found.reshape(len(part), t, -1).cpu())
+    return torch.cat(x)
+
+
+# ------------------------------------------------------------------------------------------------------------
+# Files, options, training
+# ------------------------------------------------------------------------------------------------------------
 
 def write_atomically(path, write):
     """Call write(temporary path), then put the file in place: a reader finds the old or new one, whole."""
@@ -573,61 +605,13 @@ def write_atomically(path, write):
         part.unlink(missing_ok=True)
 
 
-def write_csv(path, rows):
-    lines = [",".join(map(str, line)) for line in (rows[0], *(row.values() for row in rows))]
-    write_atomically(path, lambda part: part.write_text("\n".join(lines) + "\n", encoding="utf-8"))
-
-
 def load_state(path):
     """Training state for --resume. Raises InputError."""
-    try:
+    with contextlib.suppress(Exception):                            # torch raises a dozen types here
         state = torch.load(path, map_location="cpu", weights_only=True)
-        if state["version"] == VERSION["state"]:
+        if state["version"] == STATE:
             return state
-        reason = "of another version"
-    except Exception as error:                                      # torch raises a dozen types here
-        reason = type(error).__name__
-    raise InputError(f"{path} is no training state of this train.py ({reason}); leave out --resume to "
-                     f"start anew.")
-
-
-def number(kind, least, below=math.inf):
-    """For argparse: a number of that kind with least <= value < below."""
-    def parse(text):
-        if not least <= kind(text) < below:
-            raise argparse.ArgumentTypeError(f"{text} is not from {least} up" + f" to {below}" * (below < 2))
-        return kind(text)
-    return parse
-
-
-# What a training depends on. Name: (ours, the paper's or what it is without ours, type or choices, help)
-METHOD = {
-    "window": (25, 25, number(int, 2), "frames of a window, t (sec. 3; 75 for hands)"),
-    "batch": (128, 128, number(int, 2), "windows per critic and per generator step (suppl. 2.1)"),
-    "lambda_gp": (50.0, 50.0, number(float, 0), "weight of the gradient penalty (sec. 3)"),
-    "lambda_gap": (100.0, 100.0, number(float, 0), "weight of the angle penalty (sec. 3)"),
-    "ema": (0.997, 0.997, number(float, 0, 1), "momentum of the averaged generator (suppl. 2.1)"),
-    # 0.005 (suppl. 2.1) with one critic step did not learn in 1,600 steps of a prototype
-    "lr": (0.001, 0.005, number(float, 0), "learning rate of Adam"),
-    # Adam's steps are of one size, so weights that start ten times as large learn ten times as slowly
-    "lr_recurrence": (5.0, 1.0, number(float, 0), "times --lr, for H and P (ours)"),
-    # Without it the distances keep jumping. A matter of the step alone, so that a training may be prolonged
-    "lr_half_life": (300.0, math.inf, number(float, 1e-9), "epochs after which --lr is halved (ours)"),
-    "betas": ([0.5, 0.99], [0.9, 0.999], number(float, 0, 1), "of Adam (open; ours: DCGAN's first)"),
-    # With three, distances fall further per minute, and much further per step, than with one
-    "critic_steps": (3, 3, number(int, 1), "per generator step (open; ours)"),
-    # In the paper all windows begin with i (0), and samples of 400 frames go on from there untrained
-    "horizon": (400, 0, number(int, 0), "frames within which sampled windows begin (ours)"),
-    # Without it, critics learn the training windows by heart
-    "instance_noise": (0.5, 0.0, number(float, 0), "differences of real windows added, times this (ours)"),
-    # Where the head is on the whole, a video says little of: one level leaves this to the critics, one not
-    "offset_noise": ([0.7, 4.0], [0.0], number(float, 0), "the same of their means, levels in turn (ours)"),
-    "offset_from": (1400, 1400, number(int, 0), "steps after which the offset noise begins (ours)"),
-    "start": ("ours", "ours", ("ours", "torch"), "of H and P: start(), or torch's own"),
-    # TF32 on CUDA; on a CPU what torch makes of it (AVX-512 without AMX: 2.2 times as fast, within 5e-7)
-    "matmul": ("medium", "highest", ("highest", "high", "medium"), "precision of products (ours)"),
-    "seed": (0, 0, int, "of all random numbers"),
-}
+    raise InputError(f"{path} is no training state of this train.py; leave out --resume to start anew.")
 
 
 def options_parser():
@@ -657,15 +641,16 @@ def options_parser():
 
 def settle(args, state=None):
     """Fill in what was not named: from the state of a training that is resumed, else from the recipe."""
-    recipe = state["options"]["recipe"] if state else args.recipe or "ours"
-    defaults = {"recipe": recipe, **{name: METHOD[name][recipe == "paper"] for name in METHOD}}
-    for name, value in (state["options"] if state else defaults).items():
-        given = getattr(args, name, None)
-        if state and name in defaults and given not in (None, value):
+    recipe = args.recipe or "ours"
+    wanted = {"recipe": recipe, **{name: row[recipe == "paper"] for name, row in METHOD.items()}}
+    if state:
+        wanted = {name: state["options"][name] for name in wanted}
+    for name, value in wanted.items():
+        given = getattr(args, name)
+        if state and given not in (None, value):
             raise InputError(f"this training was begun with --{name.replace('_', '-')} {value}, not {given}; "
                              f"leave the option out to resume, or leave out --resume to start anew.")
-        if name in defaults and given is None:
-            setattr(args, name, value)
+        setattr(args, name, value if given is None else given)
     if state and args.epochs is args.steps is None:
         args.epochs, args.steps = state["options"]["epochs"], state["options"]["steps"]
 
@@ -682,21 +667,18 @@ def check_options(args, world=1):
 
 
 def length(args, per_epoch):
-    """Generator steps of a training. In an epoch, critics see as many real windows as there are (ours)."""
+    """Generator steps of a training."""
     if args.epochs or args.steps:
         return args.steps or args.epochs * per_epoch
     return EPOCHS * per_epoch if args.recipe == "paper" else max(EPOCHS * per_epoch, STEPS)
 
 
-# ------------------------------------------------------------------------------------------------------------
-# Training
-# ------------------------------------------------------------------------------------------------------------
-
 def main(args):
     # Check what can be checked before the long work
-    output, state_path = Path(args.output), beside(Path(args.output), ".state.pt")
-    if output.is_dir() or not output.parent.is_dir() or not os.access(output.parent, os.W_OK):
+    output = Path(args.output)
+    if output.is_dir() or not os.access(output.parent, os.W_OK):
         raise InputError(f"{output} cannot be written; choose a file in a writable folder with -o.")
+    state_path = output.with_suffix(".state.pt")
     if args.threads:
         torch.set_num_threads(args.threads)
     world, rank = join_processes(args)
@@ -708,13 +690,12 @@ def main(args):
     # Data and options; all codes stay on the device as one tensor
     state = load_state(state_path) if args.resume and state_path.is_file() else None
     settle(args, state)
+    check_options(args, world)
     codes, meta = load_training_set(args.latents, args.window, log)
     digest = hashlib.sha256(codes.tobytes() + repr(meta["clips"]).encode()).hexdigest()
     if state and state["digest"] != digest:
-        names = ", ".join(map(str, args.latents))
-        raise InputError(f"{state_path} was trained on other codes than {names}; name those, or leave out "
-                         f"--resume to start anew.")
-    check_options(args, world)
+        raise InputError(f"{state_path} was trained on other codes than {', '.join(map(str, args.latents))}; "
+                         f"name those, or leave out --resume to start anew.")
     (N, L, D), T, late = codes.shape, args.window, later_windows(args)
     pca = fit_pca(codes)
     references = code_references(coordinates(torch.from_numpy(codes), pca), meta["clips"], T)
@@ -727,18 +708,14 @@ def main(args):
     nets, adam = networks(codes, late // world, args)
     rng = torch.Generator().manual_seed(args.seed)
     pool = torch.randn(late, 4, NOISE, generator=rng)               # until trajectories have been there
-    columns = "wasserstein", "gp", "generator", "gap", "phi"        # logged as means since the last report
-    totals, last = torch.zeros(2, len(columns), device=device)
-    step, since, seconds, rows = 0, 0, 0.0, []
+    step, rows = 0, []
     if state:
         for name, optimiser in adam.items():
             groups = optimiser.state_dict()["param_groups"]
             optimiser.load_state_dict({"state": state["adam"][name], "param_groups": groups})
         nets.load_state_dict({**state["nets"], "pool": nets.pool})
-        pool, step, since = state["pool"], state["step"], state["since"]
-        seconds, rows = state["seconds"], state["rows"]
         rng.set_state(state["rng"])
-        totals.copy_(state["totals"])
+        pool, step, rows = state["pool"], state["step"], state["rows"]
     elif args.resume:
         print(f"{state_path} is not there yet: the training begins.", file=log)
     elif output.exists():
@@ -749,35 +726,28 @@ def main(args):
         return
 
     # Saving: a model for sample.py; the state for --resume
+    facts = {"sizes": {"L": L, "D": D, "noise": NOISE, "width": nets.G.width}, "model": meta["model"],
+             "fps": meta["fps"], "pca": pca, "window": T, "options": vars(args), "version": 1}
+
     def save_model(path):
         weights = {name: value.cpu() for name, value in nets.ema.state_dict().items()}
-        facts = {"sizes": {"L": L, "D": D, "noise": NOISE, "width": nets.G.width}, "model": meta["model"],
-                 "fps": meta["fps"], "pca": pca, "window": T, "options": vars(args), "step": step}
-        write_atomically(path, lambda part: torch.save(
-            {"generator": weights, **facts, "version": VERSION["model"]}, part))
+        write_atomically(path, lambda part: torch.save({"generator": weights, "step": step, **facts}, part))
 
     def save_state():
         pool = torch.zeros(late, 4, NOISE, device=device)
         pool[rank::world] = nets.pool
-        logged = totals.clone()
         if world > 1:
             dist.all_reduce(pool)
-            average([logged])
         if rank == 0:
             moments = {name: optimiser.state_dict()["state"] for name, optimiser in adam.items()}
             whole = {"nets": nets.state_dict(), "adam": moments, "pool": pool, "rng": rng.get_state(),
-                     "step": step, "since": since, "totals": logged, "rows": rows, "options": vars(args),
-                     "seconds": seconds + time.perf_counter() - began, "digest": digest}
-            whole["version"] = VERSION["state"]
+                     "step": step, "rows": rows, "options": vars(args), "digest": digest, "version": STATE}
             write_atomically(state_path, lambda part: torch.save(whole, part))
 
-    def check():
-        # A critic of slope 1 cannot put more between two windows than their distance, about (2 T L D)^(1/2)
-        sums = [last[0].item(), *(p.sum().item() for p in (*nets.G.parameters(), *nets.C.parameters()))]
-        too_far = args.lambda_gp > 0 and abs(sums[0]) > DIVERGED * math.sqrt(2 * T * L * D)
-        if not all(map(math.isfinite, sums)) or too_far:
-            kept = f"{output} keeps that of step {rows[-1]['step']}" if rows else "no model was saved"
-            raise InputError(f"training diverged before step {step}: {kept}; start anew with a lower --lr.")
+    def save_rows(path):
+        names = list(rows[-1])                                      # a resumed older training may have others
+        lines = [names, *([row.get(name, "") for name in names] for row in rows)]
+        path.write_text("".join(",".join(map(str, line)) + "\n" for line in lines), encoding="utf-8")
 
     # A first Ctrl-C (or a scheduler's SIGTERM) ends the step at hand and saves; a second one stops at once
     stop = []
@@ -790,7 +760,7 @@ def main(args):
         signal.signal(number, ask_to_stop)
 
     # The step, as one CUDA graph where that can be
-    def draws():
+    def draws(rng):
         drawn = {name: value[:, rank::world].contiguous() if value.dim() else value
                  for name, value in draw(rng, step, len(starts), args).items()}
         return {name: (value.pin_memory() if device.type == "cuda" else value).to(device, non_blocking=True)
@@ -799,92 +769,86 @@ def main(args):
     advance = functools.partial(train_step, nets, adam, codes=codes, starts=starts, args=args)
     if device.type == "cuda" and args.cuda_graph and not dist.is_initialized():
         torch.set_float32_matmul_precision(args.matmul)
-        before = rng.get_state()
-        advance = graph_of(advance, draws(), nets, adam)
-        rng.set_state(before)
+        advance = graph_of(advance, draws(torch.Generator()), nets, adam)
 
+    # A critic of slope 1 cannot put more between two windows than their distance, about (2 T L D)^(1/2)
+    too_far = DIVERGED * math.sqrt(2 * T * L * D)
     print(f"{N} frames, {len(starts)} windows of {T}, codes {L} x {D}, {per_epoch} steps per epoch, {steps} "
           f"steps on {device}{f' x {world}' if world > 1 else ''}", file=log)
-    resumed, began = step, time.perf_counter()
+    totals = torch.zeros(len(LOGGED), device=device)                # since the last report, or the resume
+    since, began = step, time.perf_counter()
     saved_at, stopping = began, False
     bar = tqdm(total=steps, initial=step, unit="step", mininterval=1.0, file=log)
     while step < steps and not stopping:
         # Critic, generator, EMA; sums for the log stay on the device
-        decay = 0.5 ** (step / (args.lr_half_life * per_epoch))
+        lr = args.lr * 0.5 ** (step / (args.lr_half_life * per_epoch))
         for optimiser in adam.values():
-            set_rate(optimiser, args.lr * decay)
+            set_rate(optimiser, lr)
         torch.set_float32_matmul_precision(args.matmul)
-        last = advance(draws())
+        logged = advance(draws(rng))
         torch.set_float32_matmul_precision("highest")               # for what is measured and saved
-        totals += last
+        totals += logged
         step += 1
         bar.update()
 
-        # Stop and save, all processes at the same step
-        asked = [len(stop) > 0, time.perf_counter() - saved_at > SAVE_SECONDS]
-        if world > 1 and step % AGREE == 0:
-            votes = torch.tensor(asked, dtype=torch.float32, device=device)
-            dist.all_reduce(votes)
-            asked = (votes > 0).tolist()
-        stopping, due = asked if world == 1 or step % AGREE == 0 else (False, False)
+        # When to stop, report and save: all processes at the same step
+        stopping, due = bool(stop), time.perf_counter() - saved_at > SAVE_SECONDS
+        if world > 1:
+            stopping, due = agreed((stopping, due), device) if step % AGREE == 0 else (False, False)
+        done = step == steps or stopping
+        report = done or step % args.report_every == 0
+        save = done or due or step % args.save_every == 0
+        if report or save:
+            distance, weights = abs(logged[0].item()), sum(p.sum() for p in nets.parameters()).item()
+            if not math.isfinite(distance + weights) or args.lambda_gp > 0 and distance > too_far:
+                kept = f"{output} is that of step {rows[-1]['step']}" if rows else "no model was saved"
+                raise InputError(f"training diverged before step {step}: {kept}; begin with a lower --lr.")
 
         # Report: how far sampled motion is from real motion, with random numbers of its own
-        if step % args.report_every == 0 or step == steps or stopping:
-            check()
+        if report:
             average([totals])
-            took = time.perf_counter() - began
-            seconds += took
-            if rank == 0:
-                own = torch.Generator().manual_seed(args.seed + 1)
-                reestimate_batchnorm(nets.ema, args, own)
-                short = sample_coordinates(nets.ema, SHORT, T, pca, own)                    # (2048, T, 32)
-                long = sample_coordinates(nets.ema, LONG[0], max(LONG[1], 4 * T), pca, own) # (128, 400, 32)
-                memory = torch.cuda.max_memory_allocated() / 2 ** 20 if device.type == "cuda" else math.nan
-                r = {"step": step, "epoch": round(step / per_epoch, 2),
-                     **dict(zip(columns, (totals / (step - since)).tolist())),
-                     **code_distances(references, short, long),
-                     "frozen": references["frozen"], "still": references["still"],
-                     "seconds": round(seconds, 1), "lr": args.lr * decay, "memory_mb": memory,
-                     "steps_per_second": round((step - max(since, resumed)) / took, 3)}
-                rows.append(r)
-                write_csv(beside(output, ".csv"), rows)
-                save_model(output)
-                sums = [row["short_percent"] + row["long_percent"] for row in rows]
-                if sums[-1] == min(sums):                           # distances rise and fall between reports
-                    save_model(beside(output, ".best.pt"))
-                tqdm.write(f"step {step:6d}  W {r['wasserstein']:8.3f}  gp {r['gp']:7.4f}  "
-                           f"G {r['generator']:8.3f}  phi {math.degrees(r['phi']):4.1f} deg  "
-                           f"short {r['short_percent']:6.2f} %  "
-                           f"long {r['long_percent']:6.2f} %  frames {r['frame_short_percent']:.2f} "
-                           f"{r['frame_long_percent']:.2f} %  jitter {r['jitter_long']:5.2f}  "
-                           f"{r['steps_per_second']:6.2f} steps/s", file=log)
+            count, took = step - since, time.perf_counter() - began
+        if report and rank == 0:
+            own = torch.Generator().manual_seed(args.seed + 1)
+            reestimate_batchnorm(nets.ema, args, own)
+            short = sample_coordinates(nets.ema, SHORT, T, pca, own)                        # (2048, T, 32)
+            long = sample_coordinates(nets.ema, LONG[0], max(LONG[1], 4 * T), pca, own)     # (128, 400, 32)
+            r = {"step": step, "epoch": round(step / per_epoch, 2), "lr": lr,
+                 **dict(zip(LOGGED, (totals / count).tolist())),
+                 **code_distances(references, short, long), "steps_per_second": round(count / took, 3)}
+            rows.append(r)
+            write_atomically(output.with_suffix(".csv"), save_rows)
+            save_model(output)
+            sums = [row["short_percent"] + row["long_percent"] for row in rows]
+            if sums[-1] == min(sums):                               # distances rise and fall between reports
+                save_model(output.with_suffix(".best.pt"))
+            tqdm.write(f"step {step:6d}  W {r['wasserstein']:8.3f}  phi {math.degrees(r['phi']):4.1f} deg  "
+                       f"short {r['short_percent']:6.2f} %  long {r['long_percent']:6.2f} %  "
+                       f"jitter {r['jitter_long']:5.2f}  {count / took:6.2f} steps/s", file=log)
+        if report:
             totals.zero_()
             since, began = step, time.perf_counter()
 
         # The state after the model: a state at the last step means that the model is there
-        if step % args.save_every == 0 or step == steps or stopping or due:
-            check()
+        if save:
             save_state()
             saved_at = time.perf_counter()
     bar.close()
     if step < steps:
         raise KeyboardInterrupt(f"stopped at step {step} of {steps} and saved; go on with --resume.")
-    others = ", ".join(beside(output, ending).name for ending in (".best.pt", ".state.pt", ".csv"))
-    print(f"wrote {output} (step {step}) and beside it {others}", file=log)
+    print(f"wrote {output} (step {step}) and beside it .best.pt, .state.pt, .csv", file=log)
 
 
 if __name__ == "__main__":
-    arguments = options_parser().parse_args()
     status, said = 0, ""
     try:
-        main(arguments)
+        main(options_parser().parse_args())
     except InputError as error:
         status, said = 2, str(error)
     except KeyboardInterrupt as error:
         status, said = 130, str(error) or "stopped at once; what was saved before is whole."
-    finally:
-        if dist.is_initialized():
-            dist.destroy_process_group()
+    if dist.is_initialized():
+        dist.destroy_process_group()
     if said and os.environ.get("LOCAL_RANK", "0") == "0":           # under torchrun, one per machine speaks
         print(f"train.py: {said}", file=sys.stderr)
     sys.exit(status)

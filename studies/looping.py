@@ -86,7 +86,7 @@ def train_models(latents, folder, args, options):
 
 def last_report(path):
     """Last row of the motion.csv beside a model."""
-    names, *_, row = (line.split(",") for line in train.beside(path, ".csv").read_text().splitlines())
+    names, *_, row = (line.split(",") for line in path.with_suffix(".csv").read_text().splitlines())
     return {name: float(value) for name, value in zip(names, row)}
 
 
