@@ -2522,9 +2522,15 @@ def test_actors_grids_and_formats(toy, tmp_path, lossless):
         assert error[4] < 8 and np.delete(error, 4).min() > 16                  # the codec halves the colours
     words = ("--reference-frame", 4, "--seed", 5, "--fps", 29.97, "--motion", motion, "-o", "p.mp4")
     done = run("transfer.py", *words, cwd=tmp_path, stdin=(tmp_path / "two.npy").read_bytes())
-    for said in (b"6 frames of 2 trajectories", b"relative to frame 4", b"29.97 fps"):
+    for said in (b"6 frames of 2 trajectories", b"(motion: relative)", b"29.97 fps"):
         assert said in done.stderr, done.stderr.decode()
     assert np.abs(decoded(tmp_path / "p.mp4") - shown).mean() < 8               # crf 17 lies between
+
+
+def test_the_study_of_the_pipes_speed(monkeypatch, capsys):
+    monkeypatch.setattr(speed, "in_turns", lambda ways, rounds: {way: ways[way]() or 1.0 for way in ways})
+    speed.main(argparse.Namespace(subject=["pipe"], full=False))
+    assert "| 100 frames of faces128 | 1000.00 | 1000.00 | 1.00 |" in capsys.readouterr().out
 
 
 def test_an_embedded_clip_keeps_its_rate_motion_and_sound(toy, tmp_path, capsys):
@@ -2543,7 +2549,7 @@ def test_an_embedded_clip_keeps_its_rate_motion_and_sound(toy, tmp_path, capsys)
 
     both = [(k + 0.3, pitch(second)) for k, second in enumerate((0, 1, 2, 1))]      # b from its frame 10 on
     sound, text = heard(seed=["5"])
-    assert sound == both and "relative to frame 0" in text and "as the pictures are, by frame numbers" in text
+    assert sound == both and "(motion: relative)" in text and "as the pictures are, by frame numbers" in text
     assert heard("none", actor=["none"])[0] is None
     assert heard(tmp_path / "b.mkv")[0] == both[:3]                                 # from its beginning
     sound, text = heard(fps=50.0)

@@ -20,7 +20,6 @@ import os
 import re
 import signal
 import sys
-import time
 from concurrent.futures import ThreadPoolExecutor
 from fractions import Fraction
 from pathlib import Path
@@ -292,9 +291,8 @@ def read_sound(path):
 def spans_of(frames, fps):
     """Where the sound of embedded frames belongs: [(source, first sample, end, shift), ...].
 
-    shift: samples by which it lies later in the source.
-    A clip begins at its first frame's time and goes on at a constant rate, as embed.py makes it. Files of
-    earlier versions give no time, but the frame's number in the source.
+    shift: samples by which it lies later in the source. A clip begins at its first frame's time (in files of
+    earlier versions: its number) and goes on at a constant rate, as embed.py makes it.
     """
     spans, k = [], 0
     for (source, _), clip in itertools.groupby(frames, lambda frame: (frame.get("source", 0), frame["clip"])):
@@ -349,20 +347,13 @@ def soundtrack(asked, meta, path, T, fps):
     return track, f"sound of {', '.join(sorted(heard))} {how}" + (silent and f", none in {silent}")
 
 
-# ------------------------------------------------------------------------------------------------------------
-# Command line
-# ------------------------------------------------------------------------------------------------------------
-
 def main(args):
-    began = time.time()
-
     # What is asked
     seeds, photos = parse_seeds(args.seed or []), args.actor or []
     path = None if args.trajectory in (None, "-") else args.trajectory
     name, reference = path or "standard input", args.reference_frame
     if path is None and sys.stdin.isatty():
-        raise InputError("no trajectory: name a .npy, or pipe one in (python sample.py | python "
-                         "transfer.py).")
+        raise InputError("no trajectory: name a .npy, or pipe one in: python sample.py | python transfer.py.")
 
     # On the CPU every core renders its own pictures: small convolutions split among cores mostly wait.
     # fp16, on an H100 at 1024 px in batches of 16: 210 frames/s, 81 dB from fp32's pictures (fp32: 104,
@@ -408,9 +399,7 @@ def main(args):
     labels = [{"none": "its own actor"}.get(p, p) for p in photos] + [f"seed {k}" for k in seeds]
 
     # Motion: the offset trick is for codes of the training actor, while an embedded clip may be of anybody
-    mode = "relative" if meta or reference is not None else "offset"
-    mode = "naive" if args.naive else mode
-    how = f"relative to frame {reference or 0}" if mode == "relative" else mode
+    mode = "naive" if args.naive else "relative" if meta or reference is not None else "offset"
 
     # Picture and sound
     fps = Fraction(args.fps or meta.get("fps", motion["fps"])).limit_denominator(1001)
@@ -420,7 +409,7 @@ def main(args):
     batch = pictures_at_once(painter)
     ahead = max(1, batch * workers * (4 if workers > 1 else 1) // cells)        # frames read at a time
     print(f"transfer.py: image model {painter.name}, {T} frames{f' of {N} trajectories' * (N > 1)} at "
-          f"{float(fps):g} fps, performed by {', '.join(labels)} (motion: {how}){heard and f'; {heard}'}.",
+          f"{float(fps):g} fps, performed by {', '.join(labels)} (motion: {mode}){heard and f'; {heard}'}.",
           file=sys.stderr)
 
     # Read, move, render, write
@@ -438,9 +427,8 @@ def main(args):
             for k in range(frames.shape[1]):
                 video.write(grid(frames[:, k], columns))
                 bar.update()
-    seconds = time.time() - began
-    print(f"transfer.py: wrote {args.output}, {T} frames, {T / float(fps):.1f} s, {video.stream.width} x "
-          f"{video.stream.height}, in {seconds:.1f} s ({T / seconds:.1f} frames/s).", file=sys.stderr)
+    print(f"transfer.py: wrote {args.output}, {T / float(fps):.1f} s, {video.stream.width} x "
+          f"{video.stream.height}.", file=sys.stderr)
 
 
 if __name__ == "__main__":
@@ -456,12 +444,9 @@ if __name__ == "__main__":
     add("--seed", nargs="+", help=f"random actors, also ranges as 0-8; {SEED} when no actor is named")
     add("--actor", action="append", metavar="PHOTO", help="a photo, or none: its own actor; repeatable")
     add("--face", type=int, metavar="N", help="which face of the photo, 1 for the largest")
-    mode = parser.add_mutually_exclusive_group()
-    mode.add_argument("--naive", action="store_true",
-                      help="start at the new actor's code as it is (Fig. 4, bottom left)")
-    mode.add_argument("--reference-frame", type=int, metavar="K",
-                      help="what changes since frame K, whose pose and expression are the photo's; of an "
-                           "embedded clip 0 when not given")
+    add("--naive", action="store_true", help="start at the new actor's code as it is (Fig. 4, bottom left)")
+    add("--reference-frame", type=int, metavar="K",
+        help="add what changes since frame K, in which the actor looks as in the photo; 0 of embedded clips")
     add("--model", help="name or path of the image model; else the one that the motion model names")
     add("--encoder", metavar="FILE", help="checkpoint of an encoder, for a model without one")
     add("--generator", metavar="FILE", help="renders the codes: the same network, fine-tuned or stylised")
