@@ -691,15 +691,19 @@ class Recorder(pickle.Unpickler):
         return pid
 
 
-STORAGES = {"torch.FloatStorage": torch.float32, "torch.HalfStorage": torch.float16,
-            "torch.DoubleStorage": torch.float64, "torch.BFloat16Storage": torch.bfloat16,
-            "torch.LongStorage": torch.int64}
+STORAGES = {"Float": torch.float32, "Half": torch.float16, "BFloat16": torch.bfloat16,
+            "Double": torch.float64, "Long": torch.int64, "Int": torch.int32, "Short": torch.int16,
+            "Char": torch.int8, "Byte": torch.uint8, "Bool": torch.bool}
+
+
+def dtype_of(pid):
+    return STORAGES[pid[1].name.removeprefix("torch.").removesuffix("Storage")]
 
 
 def flat_tensor(pid, data):
     """The numbers of a storage, (count,), out of its bytes."""
-    kind, storage, _, _, count = pid[:5]
-    dtype = STORAGES[storage.name]
+    kind, _, _, _, count = pid[:5]
+    dtype = dtype_of(pid)
     if kind != "storage" or len(data) != count * dtype.itemsize:
         raise pickle.UnpicklingError("a storage of another size than it says")
     return torch.frombuffer(bytearray(data), dtype=dtype) if count else torch.empty(0, dtype=dtype)
@@ -728,11 +732,9 @@ def read_legacy(file):
     recorder, places = Recorder(file), {}
     thing = recorder.load()
     for key in Recorder(file).load():
-        _, kind, _, _, count = recorder.storages[key][:5]
-        if int.from_bytes(file.read(8), "little") != count:
-            raise pickle.UnpicklingError("a storage of another size than it says")
-        places[key] = file.tell(), count * STORAGES[kind.name].itemsize
-        file.seek(places[key][1], os.SEEK_CUR)
+        size = int.from_bytes(file.read(8), "little") * dtype_of(recorder.storages[key]).itemsize
+        places[key] = file.tell(), size
+        file.seek(size, os.SEEK_CUR)
 
     @functools.lru_cache(8)
     def storage(pid):
@@ -781,7 +783,7 @@ def leaves_of(thing, storage, prefix="", seen=()):
     leaves, seen = {}, seen or {id(thing)}              # what a file holds twice is read once
     for name, value in parts_of(thing).items():
         path = re.sub(r"(^|\.)(module|_orig_mod)\.", r"\1", f"{prefix}{name}")
-        if isinstance(value, Node) and value.name == "torch._utils._rebuild_parameter":
+        if isinstance(value, Node) and value.name.startswith("torch._utils._rebuild_parameter"):
             value = value.args[0]
         if isinstance(value, Node) and value.name.startswith("torch._utils._rebuild_tensor"):
             value = Weight(storage, *value.args)

@@ -187,7 +187,8 @@ def prefixed(prefix, weights):
 
 WRAPPERS = {
     "g_ema": lambda g: {"g_ema": g, "latent_avg": torch.zeros(16)},
-    "g alone": lambda g: {"g": g, "g_optim": {"state": {}, "param_groups": [{"lr": 0.002}]}},
+    "g alone": lambda g: {"random": torch.get_rng_state(), "mask": torch.ones(3).bool(), "g": g,
+                          "g_optim": {"state": {}, "param_groups": [{"lr": 0.002}]}},
     "g_ema, not g": lambda g: {"g": {n: v + 1 for n, v in g.items()}, "g_ema": g, "d": {"x": torch.ones(3)}},
     "state dict": lambda g: g,
     "DataParallel": lambda g: {"g_ema": prefixed("module.", g)},
