@@ -32,13 +32,12 @@ def load_motion(path=None, device="cpu"):
         path = ASSETS / "motion.pt"
         print(f"{Path(sys.argv[0]).name}: no motion.pt in this folder, so {path} is used (trained on the "
               f"embedded demo clip).", file=sys.stderr)
+    if not Path(path).exists():
+        raise InputError(f"{path} does not exist; make it with train.py, or name one by --motion.")
     try:
         meta = torch.load(path, map_location="cpu", weights_only=True)
-        sizes = meta["sizes"]
-        generator = MotionGenerator(sizes["L"], sizes["D"], sizes["noise"], sizes["width"])
+        generator = MotionGenerator(**meta["sizes"])
         generator.load_state_dict(meta["generator"])
-    except FileNotFoundError:
-        raise InputError(f"{path} does not exist; make it with train.py, or name one by --motion.") from None
     except Exception as error:                              # torch.load alone raises a dozen types
         raise InputError(f"{path} is not a motion model of train.py ({type(error).__name__}); it may be "
                          f"cut short or of another kind: name another with --motion.") from None
@@ -78,10 +77,9 @@ def main(args):
     if args.output == "-" and sys.stdout.isatty():
         raise InputError("the trajectory is binary data, and standard output is a terminal: pipe it into "
                          "transfer.py (python sample.py | python transfer.py) or name a file with -o.")
-    if args.t < 1 or args.n < 1:
-        raise InputError(f"--t {args.t} --n {args.n}: a trajectory has at least 1 frame, and there is one.")
-    if not 0 <= args.seed <= 2 ** 32 - args.n:
-        raise InputError(f"--seed {args.seed}: a seed is a whole number from 0 to {2 ** 32 - args.n}.")
+    if args.t < 1 or args.n < 1 or not 0 <= args.seed <= 2 ** 32 - args.n:
+        raise InputError(f"--t {args.t} --n {args.n} --seed {args.seed}: a trajectory has at least 1 frame, "
+                         f"there is at least one, and a seed is a whole number from 0 to {2 ** 32 - args.n}.")
 
     # One thread: thousands of frames a second, while more would take the cores from the rendering behind the
     # pipe; and the same rounding on any number of cores
@@ -94,13 +92,10 @@ def main(args):
     if args.output == "-":
         try:
             return write_npy(sys.stdout.buffer, chunks, shape, lambda frames: None)
-        except OSError as error:
+        except OSError as error:                            # closed by the reader, or a full disk behind it
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes at its end
-            if isinstance(error, BrokenPipeError) or os.name == "nt":       # Windows' word: invalid argument
-                raise InputError("standard output was closed before the last frame; see what the reading "
-                                 "program says, or name a file with -o.") from None
-            raise InputError(f"standard output cannot be written ({error.strerror}); make room for "
-                             f"{4 * int(np.prod(shape)) / 1e6:.0f} MB.") from None
+            raise InputError(f"standard output was closed before the last frame ({error.strerror}); see what "
+                             f"the reading program says, or name a file with -o.") from None
 
     # A file, in place when it is whole
     path = Path(args.output)
