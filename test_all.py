@@ -12,7 +12,6 @@ import ast
 import base64
 import collections
 import contextlib
-import functools
 import hashlib
 import http.server
 import io
@@ -1006,35 +1005,37 @@ def test_sharpness_is_the_share_of_squared_contrast():
 def test_embed_crops_where_the_eyes_are(embedded):
     path, printed = embedded
     codes, meta = np.load(path), json.loads(path.with_suffix(".json").read_text())
-    assert codes.shape == (75, 12, 128) and codes.dtype == np.float32
-    assert meta["fps"] == 25 and meta["model"]["name"] == "faces128" and len(meta["frames"]) == 75
-    assert [f["index"] for f in meta["frames"]] == list(range(75)) and {f["clip"] for f in meta["frames"]} == {0}
+    rows = meta["frames"]
+    assert codes.shape == (75, 12, 128) and codes.dtype == np.float32 and np.isfinite(codes).all()
+    assert meta["fps"] == 25 and meta["model"]["name"] == "faces128" and meta["psnr"] > 20
+    assert [(f["index"], f["time"], f["clip"]) for f in rows] == [(k, k / 25, 0) for k in range(75)]
+
     motion, place = faces.talk(75, 25, 1)
     p, errors, sides = faces.actor(8), [], []
-    for k, frame in enumerate(meta["frames"]):
+    for k, row in enumerate(rows):
         p[len(faces.IDENTITY):len(faces.IDENTITY) + len(faces.MOTION)] = motion[k]
-        corners = faces.eye_corners(p, 256, **{n: float(v[k]) for n, v in place.items()})
+        corners = faces.eye_corners(p, 256, **{name: float(v[k]) for name, v in place.items()})
         left, right = corners[:2].mean(0), corners[2:].mean(0)
-        quad = np.array(frame["quad"])
+        quad = np.array(row["quad"])
         side = np.linalg.norm(quad[3] - quad[0])
         wanted = (left + right) / 2 + 0.11 * np.linalg.norm(right - left) * np.array([0, 1])
         errors.append(np.linalg.norm(quad.mean(0) - wanted) / side)
         sides.append(side / (4 * 0.13 * 256 * place["head_scale"][k]))
     assert np.mean(errors) < 0.02 and np.max(errors) < 0.05, (np.mean(errors), np.max(errors))
-    assert abs(np.mean(sides) - 1) < 0.1 and np.std(sides) < 0.03               # zoom steady through the turns
-    assert meta["psnr"] > 20 and sum("psnr" in f for f in meta["frames"]) == 12
+    assert abs(np.mean(sides) - 1) < 0.1 and np.std(sides) < 0.03      # zoom steady through the turns
     assert "--model ffhq" in printed and str(path) in printed and not left_over(path.parent)
-    assert cv2.imread(str(path.with_suffix(".png"))).shape == (24 + 2 * 128, 12 * 128, 3)
+    assert sum("psnr" in f for f in rows) == 12
+    assert cv2.imread(str(path.with_suffix(".png"))).shape == (2 * 128, 12 * 128, 3)
 
 
-# Videos whose frames tell their numbers: frame k is a grey of 20 + 5 k, with a white corner at the top left and a
-# black one at the top right
+# Videos whose frames tell their numbers: frame k is a grey of 20 + 5 k, with a white corner at the top left
+# and a black one at the top right
 
 def counting(n, height=64, width=96):
-    frames = np.zeros((n, height, width, 3), np.uint8) + (20 + 5 * np.arange(n, dtype=np.uint8))[:, None, None, None]
+    frames = np.zeros((n, height, width, 3), np.uint8) + np.arange(20, 20 + 5 * n, 5)[:, None, None, None]
     side = 3 * height // 8
     frames[:, :side, :side], frames[:, :side, -side:] = 255, 0
-    return frames
+    return frames.astype(np.uint8)
 
 
 def number_in(frame):
@@ -1047,50 +1048,55 @@ def number_in(frame):
     return round((middle - 20) / 5) if right else None
 
 
-def mux(path, frames, rate=25, pts=None, codec="libx264", pix_fmt="yuv420p", options=None, matrix=None, **container):
-    """A video by PyAV. pts: time stamps in ms, else the encoder's. matrix: a, b, c, d of the display matrix."""
-    with av.open(str(path), "w", **container) as out:
-        stream = out.add_stream(codec, rate=rate, options=options or {"crf": "10", "g": "10"})
-        stream.height, stream.width, stream.pix_fmt = *frames.shape[1:3], pix_fmt
+def add_track(out, codec="libx264", rate=25, size=(96, 64), pix_fmt="yuv420p", options=None):
+    stream = out.add_stream(codec, rate=rate, options=options)
+    (stream.width, stream.height), stream.pix_fmt = size, pix_fmt
+    return stream
+
+
+def add_frames(out, stream, frames, pts=None):
+    for k, frame in enumerate(frames):
+        if isinstance(frame, np.ndarray):
+            frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")
+        if pts is not None:
+            frame.pts, frame.time_base = int(pts[k]), Fraction(1, 1000)
+        out.mux(stream.encode(frame))
+    out.mux(stream.encode(None))
+
+
+def mux(path, frames, rate=25, pts=None, codec="libx264", pix_fmt="yuv420p", options=None, matrix=None, **to):
+    """A video by PyAV. pts: time stamps in ms, else the encoder's. matrix: a, b, c, d of the display's."""
+    with av.open(str(path), "w", **to) as out:
+        options = {"crf": "10", "g": "10"} if options is None else options
+        stream = add_track(out, codec, rate, frames.shape[2:0:-1], pix_fmt, options)
         if pts is not None:
             stream.codec_context.time_base = Fraction(1, 1000)
         if matrix:
             a, b, c, d = (v << 16 for v in matrix)
             stream.set_display_matrix([a, b, 0, c, d, 0, 0, 0, 1 << 30])
-        for k, frame in enumerate(frames):
-            picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")
-            if pts is not None:
-                picture.pts, picture.time_base = int(pts[k]), Fraction(1, 1000)
-            out.mux(stream.encode(picture))
-        out.mux(stream.encode(None))
+        add_frames(out, stream, frames, pts)
     return path
 
 
 def looked_at(path):
-    """embed.survey() of such a video: what it says of it, the numbers of the frames that make codes, the clips."""
+    """embed.survey() of such a video: what it says, the numbers of the frames that make codes, the clips."""
     found = embed.survey(path, "none")
     shown = [number_in(frame) for frame in embed.read_video(path)]
     assert len(shown) == found["decoded"]
     return found, [shown[k] for k in found["frames"]["index"]], found["frames"]["clip"].tolist()
 
 
-def paused(path, n):
-    mux(path, counting(n), pts=40 * np.arange(n) + 20000 * (np.arange(n) >= n // 2))
-
-
-def started_again(path, n):
-    for name, part in (("a", counting(n)[:n // 2]), ("b", counting(n)[n // 2:])):
-        mux(path.with_name(f"{name}.ts"), part, format="mpegts")
-    path.write_bytes(b"".join(path.with_name(f"{name}.ts").read_bytes() for name in "ab"))
-
-
-def variable(path, n):
-    mux(path, np.delete(counting(n), [5, 6, 12], 0), pts=np.delete(40 * np.arange(n), [5, 6, 12]))
+def joined(path, first, second):
+    """Two recordings in one file: its time stamps start again."""
+    parts = [mux(path.with_suffix(f".{k}"), x, format="mpegts") for k, x in enumerate((first, second))]
+    path.write_bytes(b"".join(part.read_bytes() for part in parts))
+    return path
 
 
 def trimmed(path, n):
     """Without encoding anew: an edit list hides the first 10 frames."""
-    whole = mux(path.with_name("whole.mp4"), np.concatenate([counting(10), counting(n)]), options={"crf": "10"})
+    frames = np.concatenate([counting(10), counting(n)])
+    whole = mux(path.with_name("whole.mp4"), frames, options={"crf": "10"})
     with av.open(str(whole)) as source, av.open(str(path), "w") as out:
         stream = source.streams.video[0]
         copy = out.add_stream_from_template(stream)
@@ -1101,48 +1107,52 @@ def trimmed(path, n):
                 out.mux(packet)
 
 
-def raw(path, n):
-    mux(path, counting(n), rate=30, format="h264")
+MS = 40 * np.arange(20)
+GONE = [5, 6, 12]
 
 
-@pytest.mark.parametrize("make, suffix, fps, read, cuts, notes", (
-    (lambda path, n: mux(path, counting(n)), ".mp4", 25, {}, (), ""),
-    (lambda path, n: mux(path, counting(n), 1000, 40 * np.arange(n)), ".mkv", 25, {"seconds_shown": 0.76}, (), ""),
-    (lambda path, n: mux(path, counting(n), 90000, 40 * np.arange(n)), ".mkv", 25, {"seconds_shown": 0.76}, (), ""),
-    (paused, ".mkv", 25, {"jumps": 1, "seconds_shown": 20.8}, (10,), "stamps jump 1 times"),
-    (started_again, ".ts", 25, {"jumps": 1, "seconds_shown": 0.4}, (10,), "stamps jump 1 times"),
-    (variable, ".mkv", 25, {"decoded": 17, "shown": 17, "repeated": 3}, (), "resampled to a constant 25.000"),
-    (raw, ".h264", 30, {"seconds": 2 / 3, "seconds_shown": None}, (), "no time stamps"),
-    (trimmed, ".mp4", 25, {}, (), "")), ids=("good", "1000", "90000", "paused", "again", "variable", "raw", "trimmed"))
-def test_time_is_that_of_the_frames(tmp_path, make, suffix, fps, read, cuts, notes):
+@pytest.mark.parametrize("name, make, fps, read, cuts, note", (
+    ("good.mp4", lambda path, x: mux(path, x), 25, {}, (), ""),
+    ("1000.mkv", lambda path, x: mux(path, x, 1000, MS), 25, {"seconds_shown": 0.76}, (), ""),
+    ("90000.mkv", lambda path, x: mux(path, x, 90000, MS), 25, {"seconds_shown": 0.76}, (), ""),
+    ("paused.mkv", lambda path, x: mux(path, x, pts=MS + 20000 * (MS >= 400)), 25,
+     {"jumps": 1, "seconds_shown": 20.8}, (10,), "stamps jump 1 times"),
+    ("again.ts", lambda path, x: joined(path, x[:10], x[10:]), 25,
+     {"jumps": 1, "seconds_shown": 0.4}, (10,), "stamps jump 1 times"),
+    ("variable.mkv", lambda path, x: mux(path, np.delete(x, GONE, 0), pts=np.delete(MS, GONE)), 25,
+     {"decoded": 17, "shown": 17, "repeated": 3}, (), "resampled to a constant 25.000"),
+    ("raw.h264", lambda path, x: mux(path, x, rate=30, format="h264"), 30,
+     {"seconds": 2 / 3, "seconds_shown": None}, (), "no time stamps"),
+    ("trimmed.mp4", lambda path, x: trimmed(path, 20), 25, {}, (), "")))
+def test_time_is_that_of_the_frames(tmp_path, name, make, fps, read, cuts, note):
     """20 frames, whatever the header says; the line adds up; a note only where something is to be told."""
-    make(tmp_path / f"v{suffix}", 20)
-    found, shown, clips = looked_at(tmp_path / f"v{suffix}")
-    wanted = {"codes": 20, "decoded": 20, "shown": 20, "seconds": 0.8, "seconds_shown": 0.8, "repeated": 0, "jumps": 0,
-              "undecodable": 0, "clips": 1 + len(cuts), "fps": fps, **read}
+    make(tmp_path / name, counting(20))
+    found, shown, clips = looked_at(tmp_path / name)
+    wanted = {"codes": 20, "decoded": 20, "shown": 20, "seconds": 0.8, "seconds_shown": 0.8, "repeated": 0,
+              "jumps": 0, "undecodable": 0, "clips": 1 + len(cuts), "fps": fps, **read}
     for key, value in wanted.items():
         got = found["read"][key]
         assert got is value is None or got == pytest.approx(value, rel=1e-3, abs=0.021), (key, got, value)
-    assert all(abs(a - b) <= (make is variable) for a, b in zip(shown, range(20), strict=True))
+    assert all(abs(a - b) <= (name == "variable.mkv") for a, b in zip(shown, range(20), strict=True))
     assert clips == [sum(k >= cut for cut in cuts) for k in range(20)]
-    assert notes in " ".join(found["notes"]) and len(found["notes"]) == bool(notes)
+    assert note in " ".join(found["notes"]) and len(found["notes"]) == bool(note)
+    late = 20 if name == "paused.mkv" else 0
+    if name not in ("again.ts", "variable.mkv"):
+        assert found["frames"]["time"] == pytest.approx(np.arange(20) / fps + late * (np.arange(20) >= 10))
 
 
 @pytest.mark.parametrize("suffix", (".mkv", ".mp4"))
 @pytest.mark.parametrize("extra", ("cover", "preview"))
 def test_the_stream_is_the_one_that_a_player_shows(tmp_path, suffix, extra):
     """A cover picture, or a small preview track, stands before it."""
+    cover, kinds = extra == "cover", av.stream.Disposition
     with av.open(str(tmp_path / f"v{suffix}"), "w") as out:
-        first = out.add_stream("mjpeg" if extra == "cover" else "libx264", rate=25)
-        second = out.add_stream("libx264", rate=25, options={"crf": "10"})
-        first.width, first.height, first.pix_fmt = 32, 32, "yuvj420p" if extra == "cover" else "yuv420p"
-        second.width, second.height, second.pix_fmt = 96, 64, "yuv420p"
-        second.disposition = av.stream.Disposition.default
-        first.disposition = av.stream.Disposition.attached_pic if extra == "cover" and suffix == ".mp4" else 0
-        for stream, frames in ((first, counting(1 if extra == "cover" else 9, 32, 32)), (second, counting(9))):
-            for frame in frames:
-                out.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
-            out.mux(stream.encode(None))
+        first = add_track(out, *(("mjpeg", 25, (32, 32), "yuvj420p") if cover else ("libx264", 25, (32, 32))))
+        second = add_track(out, options={"crf": "10"})
+        second.disposition = kinds.default
+        first.disposition = kinds.attached_pic if cover and suffix == ".mp4" else 0
+        add_frames(out, first, counting(1 if cover else 9, 32, 32))
+        add_frames(out, second, counting(9))
     found, shown, _ = looked_at(tmp_path / f"v{suffix}")
     assert shown == list(range(9)) and found["notes"] == [] and found["read"]["shown"] == 9
 
@@ -1155,26 +1165,25 @@ def test_pictures_are_the_right_way_up(tmp_path, matrix):
     stored = counting(3)                                # the picture at x, y is shown at a x + c y, b x + d y
     if not a:
         stored, a, d = stored[:, ::b, ::c].swapaxes(1, 2), 1, 1
-    stored = stored[:, ::d, ::a]
-    found, shown, _ = looked_at(mux(tmp_path / "v.mp4", stored, matrix=matrix))
-    assert shown == [0, 1, 2] and next(iter(embed.read_video(tmp_path / "v.mp4", "gray"))).shape == (64, 96)
+    video = mux(tmp_path / "v.mp4", stored[:, ::d, ::a], matrix=matrix)
+    assert looked_at(video)[1] == [0, 1, 2] and next(embed.read_video(video, "gray")).shape == (64, 96)
 
 
 @pytest.mark.parametrize("turns, word", ((1, "on their side"), (2, "upside down"), (3, "on their side")))
 def test_heads_that_are_not_upright_are_refused(tmp_path, turns, word):
-    photo = np.rot90(cv2.imread(str(ROOT / "assets" / "astronaut.jpg")), turns)
-    cv2.imwrite(str(tmp_path / "photo.png"), photo)
-    video = write_video(tmp_path / "v.mp4", [np.ascontiguousarray(photo[..., ::-1])] * 3)
-    for look in (embed.survey, functools.partial(embed.align_photo, size=64)):
-        with pytest.raises(InputError, match=f"heads (are|lie) {word}"):
-            look(video if look is embed.survey else tmp_path / "photo.png")
+    photo = np.rot90(embed.read_picture(ROOT / "assets" / "astronaut.jpg"), turns)
+    PIL.Image.fromarray(photo).save(tmp_path / "photo.png")
+    video = write_video(tmp_path / "v.mp4", [np.ascontiguousarray(photo)] * 3)
+    with pytest.raises(InputError, match=f"heads (are|lie) {word}"):
+        embed.survey(video)
+    with pytest.raises(InputError, match=f"heads (are|lie) {word}"):
+        embed.align_photo(tmp_path / "photo.png", 64)
 
 
 @pytest.mark.parametrize("where", ("middle", "end"))
 def test_of_a_damaged_video_all_that_can_be_read_is_read(tmp_path, where):
-    rng = np.random.RandomState(0)
-    frames = np.concatenate([counting(40), rng.randint(0, 255, (40, 64, 96, 3), np.uint8)], 1)  # noise: bytes to hit
-    path = tmp_path / "v.mp4"
+    rng, path = np.random.RandomState(0), tmp_path / "v.mp4"
+    frames = np.concatenate([counting(40), rng.randint(0, 255, (40, 64, 96, 3), np.uint8)], 1)  # to be hit
     if where == "end":
         data = write_video(path, frames).read_bytes()
         data = data[:len(data) // 2]                    # its index is in front
@@ -1185,59 +1194,42 @@ def test_of_a_damaged_video_all_that_can_be_read_is_read(tmp_path, where):
     found = embed.survey(path, "none")
     shown = [number_in(frame[:64]) for frame in embed.read_video(path)]
     read, clips = found["read"], found["frames"]["clip"]
-    assert read["decoded"] == len(shown) < 40 == read["shown"] and len(found["notes"]) == 1
-    assert shown[:10] == list(range(10)) and "does not add up" in found["notes"][0]
+    assert read["decoded"] == len(shown) < 40 == read["shown"] and shown[:10] == list(range(10))
+    assert len(found["notes"]) == 1 and "does not add up" in found["notes"][0]
     if where == "middle":                               # after the gap a new clip, to the end
         assert read["undecodable"] > 0 and read["decoded"] + read["undecodable"] == 40 and shown[-1] == 39
-        assert np.flatnonzero(np.diff(clips))[0] + 1 == np.flatnonzero(np.diff(shown) > 1)[0] + 1
-    stub = tmp_path / "stub.mp4"
-    stub.write_bytes(data[:200])
-    with pytest.raises(InputError, match="stub.mp4 (is not a video|holds no)"):
-        list(embed.read_video(stub))
+        assert np.flatnonzero(np.diff(clips))[0] == np.flatnonzero(np.diff(shown) > 1)[0]
     with pytest.raises(InputError, match="changed while it was read"):
         list(embed.crops(path, [{"index": 40, "clip": 0, "quad": np.zeros((4, 2))}], 32))
 
 
-def exif(data, turn):
-    """A PNG or JPEG with the EXIF orientation `turn`."""
-    picture = PIL.Image.open(io.BytesIO(data))
-    tags = PIL.Image.Exif()
-    tags[0x112] = turn
-    out = io.BytesIO()
-    picture.save(out, picture.format, exif=tags)
-    return out.getvalue()
-
-
-def test_pictures_are_read_as_they_are_shown(tmp_path):
-    """Turned by EXIF and transparent at once, palette, grey, CMYK, 16 bit, JPEG in a PNG's name."""
-    upright = counting(4)[3]
-    clear = np.dstack([upright, np.full((64, 96), 255, np.uint8)])
-    clear[30:, 40:60, :] = 255, 0, 0, 0                 # a red that nobody is to see
-    for name, picture, mode in (("rgb", upright, "RGB"), ("la", upright, "LA"), ("p", upright, "P"),
-                                ("l", upright, "L"), ("clear", clear, "RGBA"), ("cmyk", upright, "CMYK")):
-        kind = "jpeg" if mode == "CMYK" else "png"
-        for turn, back in ((1, picture), (3, picture[::-1, ::-1]), (6, np.rot90(picture)), (2, picture[:, ::-1])):
-            out = io.BytesIO()
-            image = PIL.Image.fromarray(np.ascontiguousarray(back))
-            (image.quantize(16) if mode == "P" else image.convert(mode)).save(out, kind)
-            (tmp_path / "x.png").write_bytes(exif(out.getvalue(), turn))
-            read = embed.read_picture(tmp_path / "x.png")
-            assert read.shape == (64, 96, 3), name
-            assert np.abs(read[50:, 65:].astype(int) - 35).mean() < 6 and read[4:20, 4:20].min() > 240, (name, turn)
-            if mode == "RGBA":
-                assert np.abs(read[34:, 44:56].astype(int) - 128).max() <= 1
-    cv2.imwrite(str(tmp_path / "16.png"), upright[..., 0].astype(np.uint16) * 257)
-    assert np.array_equal(embed.read_picture(tmp_path / "16.png"), upright)
-    (tmp_path / "bad.png").write_bytes(b"\x89PNG")
-    with pytest.raises(InputError, match="bad.png"):
-        embed.read_picture(tmp_path / "bad.png")
+@pytest.mark.parametrize("mode", ("RGB", "LA", "P", "L", "RGBA", "CMYK"))
+def test_pictures_are_read_as_they_are_shown(tmp_path, mode):
+    """Turned by EXIF and transparent at once, palette, grey, CMYK; a JPEG in a PNG's name."""
+    upright, path = counting(4)[3], tmp_path / "x.png"
+    if mode == "RGBA":
+        upright = np.dstack([upright, np.full((64, 96), 255, np.uint8)])
+        upright[30:, 40:60, :] = 255, 0, 0, 0           # a red that nobody is to see
+    turned = {1: upright, 3: upright[::-1, ::-1], 6: np.rot90(upright), 2: upright[:, ::-1]}
+    for turn, stored in turned.items():
+        image, tags = PIL.Image.fromarray(np.ascontiguousarray(stored)), PIL.Image.Exif()
+        tags[0x112] = turn
+        image = image.quantize(16) if mode == "P" else image.convert(mode)
+        image.save(path, "jpeg" if mode == "CMYK" else "png", exif=tags)
+        read = embed.read_picture(path).astype(int)
+        assert read.shape == (64, 96, 3) and read[4:20, 4:20].min() > 240, turn
+        assert np.abs(read[50:, 65:] - 35).mean() < 6
+        assert mode != "RGBA" or np.abs(read[34:, 44:56] - 128).max() <= 1
+    path.write_bytes(b"\x89PNG")
+    with pytest.raises(InputError, match="x.png"):
+        embed.read_picture(path)
 
 
 @pytest.mark.parametrize("kind", ("PNG", "WEBP", "GIF", "AVIF"))
 def test_animated_pictures_are_videos(tmp_path, kind):
     first, *others = [PIL.Image.fromarray(frame) for frame in counting(8)]
-    path = tmp_path / f"v.{kind.lower()}"
-    first.save(path, kind, save_all=True, append_images=others, duration=50, **({} if kind in "PNGIF" else {"quality": 95}))
+    path, quality = tmp_path / f"v.{kind.lower()}", {} if kind in "PNGIF" else {"quality": 95}
+    first.save(path, kind, save_all=True, append_images=others, duration=50, **quality)
     found, shown, _ = looked_at(path)
     assert shown == list(range(8)) and found["fps"] == pytest.approx(20, rel=1e-2) and found["notes"] == []
     assert found["read"]["seconds"] == pytest.approx(0.4, rel=0.02)
@@ -1247,129 +1239,104 @@ def test_a_folder_is_read_in_natural_order_and_tells_what_it_leaves_out(tmp_path
     folder = tmp_path / "①"
     folder.mkdir()
     for k, name in enumerate(("1.png", "①2.png", "a9.png", "a10.PNG", "b.jpg")):
-        assert cv2.imencode(Path(name).suffix, counting(5)[k])[1].tofile(folder / name) is None
+        PIL.Image.fromarray(counting(5)[k]).save(folder / name)
     for name in ("notes.txt", "clip.mp4", ".DS_Store", "Thumbs.db", "._a9.png"):
         (folder / name).write_bytes(b"x")
     found, shown, _ = looked_at(folder)
-    names = [f.name for f in embed.picture_files(folder)[0]]
-    assert names == ["1.png", "a9.png", "a10.PNG", "b.jpg", "①2.png"] and shown == [0, 2, 3, 4, 1]
-    assert found["fps"] == 25 and found["notes"] == ["holds 2 files that are no pictures and are left out: clip.mp4, "
-                                                     "notes.txt"]
-    assert embed.survey(folder, "none", fps=10)["fps"] == 10
+    assert shown == [0, 2, 3, 4, 1] and found["fps"] == 25          # ① is a letter that counts as a digit
+    assert found["notes"] == ["holds 2 files that are no pictures and are left out: clip.mp4, notes.txt"]
+    slow = embed.survey(folder, "none", fps=10)
+    assert slow["fps"] == 10 and slow["frames"]["time"].tolist() == [0, 0.1, 0.2, 0.3, 0.4]
 
 
 @pytest.mark.parametrize("codec, pix_fmt, suffix", (
-    ("libx264", "yuv444p10le", ".mkv"), ("libx264", "yuvj420p", ".mp4"), 
-    ("libvpx-vp9", "yuv420p", ".webm"), ("mjpeg", "yuvj420p", ".avi"), ("prores_ks", "yuva444p10le", ".mov"),
-    ("ffv1", "bgr0", ".mkv")))
+    ("libx264", "yuv444p10le", ".mkv"), ("libx264", "yuvj420p", ".mp4"), ("libvpx-vp9", "yuv420p", ".webm"),
+    ("mjpeg", "yuvj420p", ".avi"), ("prores_ks", "yuva444p10le", ".mov"), ("ffv1", "bgr0", ".mkv")))
 def test_codecs_and_pixels(tmp_path, codec, pix_fmt, suffix):
     video = mux(tmp_path / f"v{suffix}", counting(6), codec=codec, pix_fmt=pix_fmt, options={})
     found, shown, _ = looked_at(video)
     assert shown == list(range(6)) and found["fps"] == 25 and found["notes"] == []
-    (tmp_path / "two").mkdir()
-    big = mux(tmp_path / "a.ts", counting(6), format="mpegts")
-    small = mux(tmp_path / "b.ts", counting(6, 128, 192), format="mpegts")
-    (tmp_path / "ab.ts").write_bytes(big.read_bytes() + small.read_bytes())                     # the size changes
-    assert looked_at(tmp_path / "ab.ts")[1] == 2 * list(range(6))
 
 
-def test_transparent_video_lies_over_grey(tmp_path):
-    image = np.zeros((64, 96, 4), np.uint8) + np.array([200, 90, 40, 0], np.uint8)
-    image[:, :48, 3] = 255
-    with av.open(str(tmp_path / "v.mov"), "w") as out:
-        stream = out.add_stream("qtrle", rate=25)
-        stream.width, stream.height, stream.pix_fmt = 96, 64, "argb"
-        out.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgba")))
-        out.mux(stream.encode(None))
-    rgb, gray = (next(iter(embed.read_video(tmp_path / "v.mov", pixels))) for pixels in ("rgb24", "gray"))
-    assert np.abs(rgb[:, :46].astype(int) - (200, 90, 40)).max() <= 2
-    assert np.abs(rgb[:, 50:].astype(int) - 128).max() <= 1
-    assert np.abs(gray.astype(int) - cv2.cvtColor(rgb, cv2.COLOR_RGB2GRAY)).max() <= 1
+def test_the_size_may_change(tmp_path):
+    assert looked_at(joined(tmp_path / "v.ts", counting(6), counting(6, 128, 192)))[1] == 2 * list(range(6))
 
 
-@pytest.mark.parametrize("height", (480, 720))
-def test_a_video_that_names_no_colours_is_read_as_players_do(tmp_path, height):
+@pytest.mark.parametrize("height, space", ((480, "ITU601"), (720, "ITU709")))
+def test_a_video_that_names_no_colours_is_read_as_players_do(tmp_path, height, space):
     """Red, stored by BT.709 from 720 lines on and by BT.601 below, comes back red."""
-    red = np.zeros((height, 64, 3), np.uint8)
-    red[..., 0] = 220
+    red = np.zeros((height, 64, 3), np.uint8) + np.array([220, 0, 0], np.uint8)
+    frame = av.VideoFrame.from_ndarray(red, format="rgb24").reformat(format="yuv420p", dst_colorspace=space)
+    frame.colorspace = 2
     with av.open(str(tmp_path / "v.mp4"), "w") as out:
-        stream = out.add_stream("libx264", rate=25, options={"crf": "4"})
-        stream.width, stream.height, stream.pix_fmt = 64, height, "yuv420p"
-        space = "ITU709" if height >= 720 else "ITU601"
-        frame = av.VideoFrame.from_ndarray(red, format="rgb24").reformat(format="yuv420p", dst_colorspace=space)
-        frame.colorspace = 2
-        out.mux(stream.encode(frame))
-        out.mux(stream.encode(None))
-    assert np.abs(next(iter(embed.read_video(tmp_path / "v.mp4"))).astype(int) - (220, 0, 0)).max() <= 4
+        add_frames(out, add_track(out, size=(64, height), options={"crf": "4"}), [frame])
+    assert np.abs(next(embed.read_video(tmp_path / "v.mp4")).astype(int) - (220, 0, 0)).max() <= 4
 
 
-def test_names_pipes_and_refusals_of_the_command_line(tmp_path):
+def test_names_and_pipes(tmp_path):
     """A colon, percent signs and quotes in names, a dash in front, standard input: the same codes."""
-    video = mux(tmp_path / "plain.mp4", counting(5))
-    options = "--align", "none", "--batch", 4
-    codes = []
+    video, codes = mux(tmp_path / "plain.mp4", counting(5)), []
     for name in ("2024-11-14T22:57:44.mp4", "100 % “%03d”.mp4", "-"):
         shutil.copy(video, tmp_path / name)
-        stdin = video.read_bytes() if name == "-" else None
-        result = run("embed.py", name, "-o", f"x{name}:.npy", *options, stdin=stdin, cwd=tmp_path)
-        assert result.returncode == 0 and b"5 codes from 5 of 5 frames" in result.stderr, result.stderr.decode()
+        result = run("embed.py", name, "-o", f"x{name}:.npy", "--align", "none", "--batch", 4, cwd=tmp_path,
+                     stdin=video.read_bytes() if name == "-" else None)
+        assert result.returncode == 0, result.stderr.decode()
+        assert b"5 codes from 5 of 5 frames" in result.stderr
         meta = json.loads((tmp_path / f"x{name}:.json").read_text())
-        assert meta["source"] == [name] and meta["read"][0]["source"] == name and meta["read"][0]["codes"] == 5
+        assert meta["source"] == [meta["read"][0]["source"]] == [name] and meta["read"][0]["codes"] == 5
         codes.append(np.load(tmp_path / f"x{name}:.npy"))
     assert np.array_equal(codes[0], codes[1]) and np.array_equal(codes[0], codes[2])
     assert_refused(run("embed.py", "-clip.mp4", cwd=tmp_path), "-clip.mp4", "./-clip.mp4")
     assert_refused(run("embed.py", "-", stdin=b"", cwd=tmp_path), "- is empty")
 
-    # What cannot be read leaves nothing behind
+
+def test_what_cannot_be_read_or_asked_is_refused_and_leaves_nothing_behind(tmp_path):
     with av.open(str(tmp_path / "sound.mp4"), "w") as out:
         stream = out.add_stream("aac", rate=44100)
-        frame = av.AudioFrame.from_ndarray(np.zeros((1, 4096), np.float32), format="fltp", layout="mono")
-        frame.sample_rate = 44100
-        out.mux(stream.encode(frame))
-        out.mux(stream.encode(None))
-    (tmp_path / "text.mp4").write_text("no video")
-    (tmp_path / "empty").mkdir()
-    for name, words in (("sound.mp4", "audio only"), ("text.mp4", "not a video"), ("empty", "no pictures"),
-                        ("absent.mp4", "does not exist"), ("plain.mp4", "no face")):
-        assert_refused(run("embed.py", name, "-o", "x.npy", cwd=tmp_path), name, words)
-    assert not (tmp_path / "x.npy").exists() and not left_over(tmp_path)
-
-
-def test_embed_options_are_checked_before_any_work(tmp_path):
-    video = mux(tmp_path / "v.mp4", counting(3))
+        sound = av.AudioFrame.from_ndarray(np.zeros((1, 4096), np.float32), format="fltp", layout="mono")
+        sound.sample_rate = 44100
+        add_frames(out, stream, [sound])
+    mux(tmp_path / "v.mp4", counting(3))
+    (tmp_path / "stub.mp4").write_bytes((tmp_path / "v.mp4").read_bytes()[:200])
     (tmp_path / "folder.npy").mkdir()
-    good = dict(video=[str(video)], output=str(tmp_path / "x.npy"), preview=None, model="faces128", encoder=None,
-                device="cpu", batch=4, align="none", fps=None, face=1, resume=False)
-    for change, words in ((dict(output="x.txt"), "x.txt does not end in .npy"), (dict(preview="x.jpg"), "x.jpg"),
+    before = sorted(tmp_path.iterdir())
+    good = dict(video="v.mp4", output="x.npy", model="faces128", encoder=None, device="cpu", batch=4,
+                align="none", fps=None, face=1, resume=False)
+    for change, words in ((dict(video="sound.mp4"), "audio only"), (dict(video="stub.mp4"), "is not a video"),
+                          (dict(video="folder.npy"), "holds no pictures"),
+                          (dict(video="absent"), "does not exist"), (dict(align="face"), "no face found"),
+                          (dict(output="x.txt"), "x.txt does not end"),
                           (dict(fps=0), "--fps 0"), (dict(batch=0), "--batch 0"), (dict(face=0), "--face 0"),
-                          (dict(device="abacus"), "abacus"), (dict(model=str(video)), "v.mp4"),
-                          (dict(output=str(tmp_path / "folder.npy")), "folder.npy cannot be written"),
-                          (dict(output=str(tmp_path / "nowhere" / "x.npy")), "nowhere"),
-                          (dict(video=[str(tmp_path / "x.png")]), "x.png would be overwritten")):
+                          (dict(device="abacus"), "abacus"), (dict(model=str(tmp_path / "v.mp4")), "v.mp4"),
+                          (dict(output="folder.npy"), "folder.npy cannot be written"),
+                          (dict(output="nowhere/x.npy"), "nowhere"),
+                          (dict(video="x.png"), "x.png would be overwritten")):
+        asked = {**good, **change}
+        asked["video"], asked["output"] = [str(tmp_path / asked["video"])], str(tmp_path / asked["output"])
         with pytest.raises(InputError, match=words):
-            embed.main(argparse.Namespace(**{**good, **change}))
-    assert sorted(f.name for f in tmp_path.iterdir()) == ["folder.npy", "v.mp4"]
+            embed.main(argparse.Namespace(**asked))
+    assert_refused(run("embed.py", "stub.mp4", "-o", "x.npy", cwd=tmp_path), "stub.mp4 is not a video")
+    assert sorted(tmp_path.iterdir()) == before
 
 
 def test_embed_goes_on_after_kill_and_interruption(tmp_path, clip):
     """Killed, gone on with, stopped by Ctrl-C, gone on with: the files are those of an undisturbed run."""
     command = [sys.executable, str(ROOT / "embed.py"), str(clip), "--batch", "4", "-o"]
     assert subprocess.run([*command, str(tmp_path / "whole.npy")], capture_output=True).returncode == 0
-    done = 0
-    for number, options in ((signal.SIGKILL, ["--resume"]), (signal.SIGINT, ["--resume"])):
-        process = subprocess.Popen([*command, str(tmp_path / "x.npy"), *options], stderr=subprocess.PIPE, text=True)
+    command, done = [*command, str(tmp_path / "x.npy"), "--resume"], 0
+    for number, status in ((signal.SIGKILL, -9), (signal.SIGINT, 130)):
+        process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
         before, end = done, time.time() + 120
         while time.time() < end and done < before + 8:  # two new batches
-            parts = list(tmp_path.glob(".x.npy.*.part"))
             with contextlib.suppress(IndexError, ValueError):
-                done = int(np.isfinite(np.load(parts[0], mmap_mode="r")).all((1, 2)).sum())
+                part = np.load(list(tmp_path.glob(".x.npy.*.part"))[0], mmap_mode="r")
+                done = int(np.isfinite(part).all((1, 2)).sum())
         process.send_signal(number)
         said = process.communicate()[1]
-        assert process.returncode == (130 if number == signal.SIGINT else -9) and not (tmp_path / "x.npy").exists()
+        assert process.returncode == status and not (tmp_path / "x.npy").exists()
         assert ("starting anew" in said) == (number == signal.SIGKILL)
     assert "go on with --resume" in said and 8 < done < 75
-    resumed = subprocess.run([*command, str(tmp_path / "x.npy"), "--resume"], capture_output=True, text=True)
-    assert resumed.returncode == 0, resumed.stderr
+    assert subprocess.run(command, capture_output=True).returncode == 0
     for suffix in ("npy", "json", "png"):
         assert (tmp_path / f"x.{suffix}").read_bytes() == (tmp_path / f"whole.{suffix}").read_bytes()
     assert not left_over(tmp_path)
@@ -1378,57 +1345,31 @@ def test_embed_goes_on_after_kill_and_interruption(tmp_path, clip):
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs a limit on the size of files")
 def test_a_full_disk_is_one_sentence(tmp_path):
     import resource
-    video = mux(tmp_path / "v.mp4", counting(20))
-    result = subprocess.run([sys.executable, str(ROOT / "embed.py"), str(video), "--align", "none", "-o", "x.npy"],
-                            cwd=tmp_path, capture_output=True,
+    mux(tmp_path / "v.mp4", counting(20))
+    command = [sys.executable, str(ROOT / "embed.py"), "v.mp4", "--align", "none", "-o", "x.npy"]
+    result = subprocess.run(command, cwd=tmp_path, capture_output=True,
                             preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (50000, 50000)))
     assert_refused(result, "cannot be written", "make room")
     assert [f.name for f in tmp_path.iterdir()] == ["v.mp4"]
 
 
-def test_frame_grid_keeps_constant_rates_and_resamples_others():
-    def grid(times, fps=None, guess=25.0):
-        times, starts = embed.mend_times(times, guess, embed.Reading())
-        return embed.frame_grid(times, starts, guess, fps)[:2]
-
-    rate, shown = grid(np.round(np.arange(300) * 1001 / 30000 + 0.5, 3))        # Matroska's milliseconds
-    assert rate == pytest.approx(29.97, rel=1e-3) and np.array_equal(shown, np.arange(300))
-    rate, shown = grid(np.arange(10) / 25, 50)
-    assert rate == 50 and np.array_equal(shown, np.repeat(np.arange(10), 2)[:19])
-    rate, shown = grid(np.arange(10) / 25, 12.5)
-    assert rate == 12.5 and np.array_equal(shown, [0, 2, 4, 6, 8])
-    rate, shown = grid(np.array([0, 1, 2, 3, 6, 7, 8, 9]) / 25)                 # frames 4 and 5 were dropped
-    assert rate == pytest.approx(25) and np.array_equal(shown, [0, 1, 2, 3, 3, 4, 4, 5, 6, 7])
-    phone = np.delete(np.arange(40), [7, 8, 20]) * 0.033                        # 30.303 by its time stamps
-    assert grid(phone, guess=30.0)[0] == 30 and np.array_equal(np.unique(grid(phone, guess=30.0)[1]), np.arange(36))
-    assert grid([0.2], 30)[0] == 30 and grid([0, 0])[0] == 25 and grid([None] * 3)[0] == 25
-    assert grid([0, 0.04, None, 0.12, 0.16])[1].tolist() == [0, 1, 2, 3, 4]     # one stamp is missing
-    rate, shown = grid([*np.arange(10) / 25, *np.arange(10) / 25, *(np.arange(10) / 25 + 99)])  # again, then a pause
-    assert rate == pytest.approx(25) and np.array_equal(shown, np.arange(30))
-
-
-def test_prefetch_keeps_order_passes_errors_on_and_stops():
-    assert list(embed.prefetch(range(100), depth=3)) == list(range(100))
-
-    def failing():
-        yield 1
-        raise InputError("broken")
-
-    items = embed.prefetch(failing())
-    assert next(items) == 1
-    with pytest.raises(InputError, match="broken"):
-        next(items)
-    before = threading.active_count()
-    endless = embed.prefetch(iter(int, 1), depth=2)
-    next(endless)
-    endless.close()
-    assert threading.active_count() == before
+@pytest.mark.parametrize("stamps, guess, fps, rate, shown", (
+    (np.round(np.arange(300) * 1001 / 30000 + 0.5, 3), 25, None, 29.97, range(300)),        # Matroska's ms
+    (np.arange(10) / 25, 25, 50, 50, np.repeat(np.arange(10), 2)[:19]),
+    (np.arange(10) / 25, 25, 12.5, 12.5, [0, 2, 4, 6, 8]),
+    (np.array([0, 1, 2, 3, 6, 7, 8, 9]) / 25, 25, None, 25, [0, 1, 2, 3, 3, 4, 4, 5, 6, 7]),    # two missing
+    (np.delete(np.arange(9), 3) * 0.033, 30, None, 30, [0, 1, 2, 3, 3, 4, 5, 6]),       # by its stamps 30.303
+    ([0.2], 25, 30, 30, [0]), ([0, 0], 25, None, 25, [0, 1]), ([None] * 3, 25, None, 25, [0, 1, 2]),
+    ([0, 0.04, None, 0.12, 0.16], 25, None, 25, range(5)),
+    ([*np.arange(5) / 25, *np.arange(5) / 25, *(np.arange(5) / 25 + 99)], 25, None, 25, range(15))))
+def test_timeline_keeps_constant_rates_and_resamples_others(stamps, guess, fps, rate, shown):
+    got, grid, *_ = embed.timeline(stamps, guess, fps)
+    assert got == pytest.approx(rate, rel=1e-3) and grid.tolist() == list(shown)
 
 
 def a_face(distance=40.0, angle=0.0, E=(100.0, 80.0)):
-    """68 points of a made-up face: eyes `distance` apart at E, every eye 0.3 distances wide, the rest below them."""
-    rng = np.random.RandomState(0)
-    points = rng.uniform(-0.8, 0.8, (68, 2)) + (0, 0.6)
+    """68 points of a made-up face: eyes `distance` apart at E, each 0.3 distances wide, the rest below."""
+    points = np.random.RandomState(0).uniform(-0.8, 0.8, (68, 2)) + (0, 0.6)
     points[[36, 39, 42, 45]] = [(-0.65, 0), (-0.35, 0), (0.35, 0), (0.65, 0)]
     points[[37, 38, 40, 41]] = [(-0.55, -0.06), (-0.45, -0.06), (-0.45, 0.06), (-0.55, 0.06)]
     points[[43, 44, 46, 47]] = [(0.45, -0.03), (0.55, -0.03), (0.55, 0.03), (0.45, 0.03)]
@@ -1437,20 +1378,18 @@ def a_face(distance=40.0, angle=0.0, E=(100.0, 80.0)):
     return np.array(E) + distance * points @ turn
 
 
-def test_crop_quad_and_measures_of_a_made_up_face():
-    for angle in (0.0, 0.5, -2.0):
-        points = a_face(40, angle)
-        E, e = embed.eyes(points)
-        assert np.allclose(E, (100, 80)) and np.linalg.norm(e) == pytest.approx(40)
-        top_left, bottom_left, bottom_right, top_right = embed.smooth_quads(points[None])[0]
-        x, y = top_right - top_left, bottom_left - top_left
-        assert np.linalg.norm(x) == pytest.approx(160) and x[0] * y[1] - x[1] * y[0] == pytest.approx(160 ** 2)
-        assert np.allclose(bottom_right, top_right + y)
-        place = np.array([(E + s * e / 2 - top_left) @ np.stack([x, y], 1) / 160 ** 2 for s in (-1, 1)])
-        assert np.allclose(place, [(0.375, 0.5 - 0.11 / 4), (0.625, 0.5 - 0.11 / 4)])
-        measures = evaluate.face_measures(points)
-        assert measures["mouth_opening"] == pytest.approx(0.25) and measures["yaw"] == pytest.approx(0.2)
-        assert measures["eye_opening"] == pytest.approx((0.12 / 0.3 + 0.06 / 0.3) / 2)
+@pytest.mark.parametrize("angle", (0.0, 0.5, -2.0))
+def test_crop_quad_and_measures_of_a_made_up_face(angle):
+    points = a_face(40, angle)
+    E, e = embed.eyes(points)
+    top_left, bottom_left, bottom_right, top_right = embed.smooth_quads(points[None])[0]
+    x, y = top_right - top_left, bottom_left - top_left
+    assert np.linalg.norm(x) == pytest.approx(160) and x[0] * y[1] - x[1] * y[0] == pytest.approx(160 ** 2)
+    assert np.allclose(bottom_right, top_right + y)
+    place = np.array([(E + s * e / 2 - top_left) @ np.stack([x, y], 1) / 160 ** 2 for s in (-1, 1)])
+    assert np.allclose(place, [(0.375, 0.5 - 0.11 / 4), (0.625, 0.5 - 0.11 / 4)])
+    measures = {"mouth_opening": 0.25, "eye_opening": (0.12 / 0.3 + 0.06 / 0.3) / 2, "yaw": 0.2}
+    assert evaluate.face_measures(points) == pytest.approx(measures)
 
 
 def test_warp_is_a_similarity_antialiased_and_even_within_a_clip(tmp_path):
@@ -1460,22 +1399,19 @@ def test_warp_is_a_similarity_antialiased_and_even_within_a_clip(tmp_path):
     assert np.abs(embed.warp(ramp, quad, 50)[10, :, 0] - (20.5 + 2 * np.arange(50))).max() <= 1
     checker = ((x + y) % 2 * 255).astype(np.uint8)
     assert np.abs(embed.warp(checker, quad, 25)[2:-2, 2:-2].astype(int) - 127).max() <= 3
-    # a head that comes nearer: the crop's side passes a multiple of the picture's, and the sampling stays the same
+    # A head comes nearer; the sampling of all its frames is that of the last, 3 times, of the first alone 2
     noise = np.random.RandomState(0).randint(0, 256, (300, 300, 3), np.uint8)
-    quads = [embed.square(np.array([150.0, 150]), np.array([side / 2, 0])) for side in np.linspace(120, 136, 9)]
-    for k in range(9):
-        cv2.imwrite(str(tmp_path / f"{k}.png"), noise)
-    rows = [{"index": k, "clip": 0, "quad": quad} for k, quad in enumerate(quads)]
-    sharp = [crop.std() for crop in embed.crops(tmp_path, rows, 64)]
-    alone = [embed.warp(noise, quad, 64).std() for quad in quads]
-    change = int(np.argmax([embed.oversampling(quad, 64) for quad in quads]))   # where it would change, from 2 to 3
-    assert abs(alone[change] - alone[change - 1]) > 3 * abs(sharp[change] - sharp[change - 1])
-    assert sharp[-1] == alone[-1]
+    quads = [embed.square(np.array([150.0, 150]), np.array([side / 2, 0])) for side in (127, 129)]
+    for k in range(2):
+        PIL.Image.fromarray(noise).save(tmp_path / f"{k}.png")
+    crops = list(embed.crops(tmp_path, [{"index": k, "clip": 0, "quad": quads[k]} for k in range(2)], 64))
+    assert np.array_equal(crops[0], embed.warp(noise, quads[0], 64, 3))
+    assert np.array_equal(crops[1], embed.warp(noise, quads[1], 64)) and embed.oversampling(quads[0], 64) == 2
 
 
 def test_low_pass_keeps_slow_motion_and_quiets_noise_as_theory_says():
-    assert np.allclose(embed.low_pass(np.full((7, 2), 3.0), 10), 3)             # also where the kernel is longer than x
-    assert np.allclose(embed.low_pass(np.arange(50.0), 5), np.arange(50))       # motion goes on beyond the ends
+    assert np.allclose(embed.low_pass(np.full((7, 2), 3.0), 10), 3)             # the kernel is longer than x
+    assert np.allclose(embed.low_pass(np.arange(50.0), 5), np.arange(50))       # motion goes on at the ends
     noise, t = np.random.RandomState(0).standard_normal(20000), np.arange(2000)
     # 2 g - g * g, and g * g is a Gaussian of sqrt(2) sigma: integral of its square
     power = (2 - 4 / 6 ** 0.5 + 1 / 8 ** 0.5) / np.sqrt(np.pi) / 5
@@ -1484,29 +1420,6 @@ def test_low_pass_keeps_slow_motion_and_quiets_noise_as_theory_says():
         g = np.exp(-2 * (np.pi * sigma / period) ** 2)  # what the Gaussian alone leaves of this wave
         wave = np.sin(2 * np.pi * t / period)
         assert np.abs(embed.low_pass(wave, sigma) - (1 - (1 - g) ** 2) * wave)[100:-100].max() < 0.01
-    assert np.array_equal(embed.low_pass(noise, 0), noise)
-
-
-def test_smooth_quads_follow_the_head_and_bridge_gaps():
-    t = np.arange(200)
-    near, tilt = 1 + 0.1 * np.sin(2 * np.pi * t / 100), 0.1 * np.sin(2 * np.pi * t / 60)       # in 4 s, in 2.4 s
-    points = np.stack([a_face(40 * s, a, (100 + 0.5 * k, 80)) for k, s, a in zip(t, near, tilt, strict=True)])
-
-    def quads_of(points, *sigmas):
-        return embed.smooth_quads(points, 25, *sigmas)
-
-    def error(quads):                                   # px of a crop of 256
-        return np.linalg.norm(quads - truth[-len(quads):], axis=2).mean(1) / 160 * 256
-
-    truth = quads_of(points, (0, 0, 0))
-    rough = points + np.random.RandomState(1).standard_normal(points.shape)
-    points[50:58] = np.nan
-    quads = quads_of(points)
-    assert error(quads).max() < 2.5 and np.delete(error(quads), range(46, 62)).mean() < 0.2
-    assert error(quads_of(rough)).mean() < 0.6 * error(quads_of(rough, (0, 0, 0))).mean()
-    # what lasts for a few frames only, as landmarks that slip in a blink
-    slipped = quads_of(np.stack([a_face(40 * s) for s in 1 - 0.1 * np.exp(-0.5 * ((t - 100) / 1.5) ** 2)]))
-    assert np.linalg.norm(slipped[:, 3] - slipped[:, 0], axis=1).min() > 160 * 0.96
 
 
 def test_split_clips_at_cuts_long_gaps_and_leaps():
@@ -1515,30 +1428,28 @@ def test_split_clips_at_cuts_long_gaps_and_leaps():
         change(points, cuts)
         return embed.split_clips(points, cuts, fps)
 
-    def gap(n):
-        return lambda points, cuts: points.__setitem__(slice(20, 20 + n), np.nan)
+    def gap(start, end):
+        return lambda points, cuts: points.__setitem__(slice(start, end), np.nan)
 
     def leap(px):
         return lambda points, cuts: points[40:].__iadd__(px)
 
-    assert clips() == [(0, 60)] and clips(gap(8)) == [(0, 60)] and clips(gap(9)) == [(0, 20), (29, 60)]
+    assert clips() == [(0, 60)] and clips(gap(20, 28)) == [(0, 60)] and clips(gap(0, 60)) == []
+    assert clips(gap(20, 29)) == [(0, 20), (29, 60)] and clips(gap(0, 5)) == [(5, 60)]
     assert clips(lambda points, cuts: cuts.__setitem__(30, True)) == [(0, 30), (30, 60)]
-    assert clips(lambda points, cuts: (cuts.__setitem__(22, True), gap(4)(points, cuts))) == [(0, 20), (24, 60)]
-    assert clips(leap(25)) == [(0, 40), (40, 60)] and clips(leap(10)) == [(0, 60)]              # 35 px > 0.5 x 40
-    # the same in seconds at other rates
-    assert clips(gap(19), 60) == [(0, 60)] and clips(gap(20), 60) == [(0, 20), (40, 60)]
+    assert clips(leap(25)) == [(0, 40), (40, 60)] and clips(leap(10)) == [(0, 60)]      # 35 px > 0.5 x 40
+    # The same in seconds at other rates
+    assert clips(gap(20, 39), 60) == [(0, 60)] and clips(gap(20, 40), 60) == [(0, 20), (40, 60)]
     assert clips(leap(10), 60) == [(0, 40), (40, 60)]                           # 14 px > 12.5 / 60 x 40
-    assert clips(leap(20), 15) == [(0, 60)] and clips(leap(5), 1000) == [(0, 60)]               # the noise of landmarks
+    assert clips(leap(20), 15) == [(0, 60)] and clips(leap(5), 1000) == [(0, 60)]       # landmarks' noise
     assert clips(lambda points, cuts: points.__setitem__(slice(40, 60), a_face(70))) == [(0, 40), (40, 60)]
-    assert clips(lambda points, cuts: points.__setitem__(slice(0, 60), np.nan)) == []
-    assert clips(lambda points, cuts: points.__setitem__(slice(0, 5), np.nan)) == [(5, 60)]
 
 
 @pytest.mark.parametrize("light", (1.0, 0.15, 0.05))
 def test_cuts_are_seen_in_any_light(light):
     """And a flash, something that passes before the camera, and a fast pan are none."""
-    rng, tracker = np.random.RandomState(0), embed.FaceTracker()
-    frames = [cv2.cvtColor(f, cv2.COLOR_RGB2GRAY).astype(float) for who in (8, 6) for f in faces.clip(0.8, 25, who, 192)]
+    rng, tracker, pan = np.random.RandomState(0), embed.FaceTracker(), embed.FaceTracker()
+    frames = [frame.mean(2) for who in (8, 6) for frame in faces.clip(0.8, 25, who, 192)]
     for k in (5, 23):
         frames[k] = 2 * frames[k] + 170
     for k in range(11, 16) if light == 1 else ():       # in the dark it would be as noisy as the head
@@ -1547,27 +1458,14 @@ def test_cuts_are_seen_in_any_light(light):
         tracker.is_cut(np.clip(light * frame + rng.standard_normal(frame.shape), 0, 255).astype(np.uint8))
     assert tracker.cuts == [20]
     wide = cv2.resize(rng.randint(0, 256, (32, 400), np.uint8), (3200, 256), interpolation=cv2.INTER_CUBIC)
-    pan = embed.FaceTracker()
-    for x in [0] * 25 + [20 * k for k in range(1, 40)]:                         # half of the thumbnail's detail per frame
+    for x in [0] * 25 + [20 * k for k in range(1, 40)]:     # half of the thumbnail's detail per frame
         pan.is_cut(wide[:, x:x + 256])
     assert len(pan.cuts) <= 1
 
 
-def test_cuts_and_long_gaps_split_clips_on_real_video(tmp_path):
-    one, two = faces.clip(1, 25, 8, 192), faces.clip(1, 25, 6, 192)
-    frames = [*one, *two]
-    frames[35:47] = [np.full((192, 192, 3), 90, np.uint8)] * 12                 # half a second without a face
-    found = embed.survey(write_video(tmp_path / "cut.mp4", frames))
-    rows = found["frames"]
-    assert [rows["index"][rows["clip"] == k].tolist() for k in range(found["clips"])] == \
-        [list(range(25)), list(range(25, 35)), list(range(47, 50))] and found["faces"] == 1
-    half = embed.survey(tmp_path / "cut.mp4", fps=12.5)
-    assert half["fps"] == 12.5 and half["frames"]["index"].tolist() == [*range(0, 35, 2), 48]
-
-
 @pytest.mark.parametrize("light, haze", ((0.08, 0), (0.15, 100)))
 def test_landmarks_are_found_in_the_dark_and_in_fog(light, haze):
-    rng, frame = np.random.RandomState(0), cv2.cvtColor(next(faces.clip(1, 25, 8, 256)), cv2.COLOR_RGB2GRAY)
+    rng, frame = np.random.RandomState(0), next(faces.clip(1, 25, 8, 256)).mean(2).astype(np.uint8)
     points = embed.landmarks(frame)
     quad = embed.face_quad(points)
     dark = np.clip(light * frame + haze + rng.standard_normal(frame.shape), 0, 255).round().astype(np.uint8)
@@ -1576,77 +1474,47 @@ def test_landmarks_are_found_in_the_dark_and_in_fog(light, haze):
 
 
 def test_half_a_face_is_none():
-    """The head slides out of the picture to the left: it counts until an eye corner or much of the face is gone."""
+    """The head slides out of the picture: it counts until an eye corner or much of the face is gone."""
     frame = cv2.cvtColor(faces.draw_scene(faces.actor(8), 256), cv2.COLOR_RGB2GRAY)
     points, tracker = embed.landmarks(frame), embed.FaceTracker()
-    gone = int(points[36, 0]) + 2                       # px, the outer corner of the left eye among them
-    assert embed.whole(points, frame) and embed.whole(points - (points[36, 0] - 3, 0), frame)
-    assert not embed.whole(points - (gone, 0), frame) and not embed.whole(points + (0, 256 - points[62, 1]), frame)
+    corner, mouth, nose = points[36, 0], points[62, 1], int(points[30, 0])
+    assert embed.whole(points, frame) and embed.whole(points - (corner - 3, 0), frame)
+    assert not embed.whole(points - (corner + 2, 0), frame)
+    assert not embed.whole(points + (0, 256 - mouth), frame)
     assert tracker.step(frame)[0] is not None
-    half = int(points[30, 0])                           # the nose at the edge: nothing to be found
-    assert all(tracker.step(np.ascontiguousarray(frame[:, half:]))[0] is None for _ in range(3))
-
-
-def test_landmarks_follow_the_picture():
-    """A turned, moved and shrunk picture has its landmarks turned, moved and shrunk."""
-    scene = faces.draw_scene(faces.actor(8), 512)
-    points = embed.landmarks(scene)
-    M = cv2.getRotationMatrix2D((255.5, 255.5), 12, 0.6) + [[0, 0, 15], [0, 0, -10]]
-    moved = embed.landmarks(cv2.warpAffine(cv2.GaussianBlur(scene, (0, 0), 0.6), M, (512, 512)))
-    distance = 0.6 * np.linalg.norm(embed.eyes(points)[1])
-    away = np.linalg.norm(points @ M[:, :2].T + M[:, 2] - moved, axis=1) / distance
-    assert away[[36, 39, 42, 45]].mean() < 0.04 and away.mean() < 0.08
-    assert embed.landmarks(np.full((200, 300, 3), 128, np.uint8)) is None
-
-
-def test_of_two_faces_the_one_seen_longest(tmp_path):
-    """The larger head, on the left, leaves after a second of three; the other one stays. --face takes either."""
-    left, right = list(faces.clip(3, 25, 8, 256, voice=1)), list(faces.clip(3, 25, 6, 256, voice=2))
-    frames, still = [], dict(dsize=(256, 256), borderMode=cv2.BORDER_REPLICATE)
-    for k, (a, b) in enumerate(zip(left, right, strict=True)):
-        b = cv2.warpAffine(b, np.array([[0.85, 0, 20], [0, 0.85, 20]]), **still)
-        away = np.array([[1, 0, -12.0 * max(0, k - 25)], [0, 1, 0]])
-        frames.append(np.hstack([cv2.warpAffine(a, away, **still), b]))
-    video = write_video(tmp_path / "two.mp4", frames)
-    found = {face: embed.survey(video, face=face) for face in (1, 2)}
-    x = {face: f["frames"]["quad"].mean(1)[:, 0] for face, f in found.items()}
-    assert found[1]["faces"] == 2 and len(x[1]) == 75 and np.all(np.abs(x[1] - 256 - 128 * 0.85 - 20) < 20)
-    seen = found[2]["frames"]["index"].tolist()
-    assert 26 <= len(seen) <= 40 and seen == list(range(len(seen)))
-    assert np.all(np.abs(x[2][:26] - 128) < 20) and x[2].max() < 150
-    with pytest.raises(InputError, match="--face 3, but no shot has more than 2 faces"):
-        embed.survey(video, face=3)
+    assert all(tracker.step(np.ascontiguousarray(frame[:, nose:]))[0] is None for _ in range(3))
 
 
 def test_align_photo_crops_as_the_drawing_does(tmp_path):
     """Of two heads the larger one; a patch of cloth, which dlib gives a score of 0.00, is none."""
-    large, small = faces.draw_scene(faces.actor(8), 512), faces.draw_scene(faces.actor(6), 512, head_scale=0.7)
-    cv2.imwrite(str(tmp_path / "photo.png"), np.hstack([small, large])[..., ::-1])
-    crop, count = embed.align_photo(tmp_path / "photo.png", 128)
+    large = faces.draw_scene(faces.actor(8), 512)
+    small = faces.draw_scene(faces.actor(6), 512, head_scale=0.7)
+    photo = tmp_path / "photo.png"
+    PIL.Image.fromarray(np.hstack([small, large])).save(photo)
+    crop, count = embed.align_photo(photo, 128)
     E, e = embed.eyes(embed.landmarks(crop))
     assert crop.shape == (128, 128, 3) and crop.dtype == np.uint8 and count == 2
     assert np.linalg.norm(e) == pytest.approx(32, rel=0.05) and abs(np.arctan2(e[1], e[0])) < 0.03
     assert np.allclose(E, (63.5, 63.5 - 0.11 * 32), atol=1.5)
-    other, _ = embed.align_photo(tmp_path / "photo.png", 128, face=2)
-    one, two, three = (evaluate.descriptor(x, embed.landmarks(x)) for x in (crop, other, faces.draw(faces.actor(6), 128)))
+    pictures = crop, embed.align_photo(photo, 128, face=2)[0], faces.draw(faces.actor(6), 128)
+    one, two, three = (evaluate.descriptor(x, embed.landmarks(x)) for x in pictures)
     assert np.linalg.norm(two - three) < 0.7 * np.linalg.norm(one - two)        # and people are told apart
     with pytest.raises(InputError, match="--face 3, but it shows 2"):
-        embed.align_photo(tmp_path / "photo.png", 128, face=3)
+        embed.align_photo(photo, 128, face=3)
     assert embed.align_photo(ROOT / "assets" / "astronaut.jpg", 64)[1] == 1
-    cv2.imwrite(str(tmp_path / "grey.png"), np.full((64, 64, 3), 128, np.uint8))
-    with pytest.raises(InputError, match="grey.png: no face found"):
-        embed.align_photo(tmp_path / "grey.png", 128)
+    PIL.Image.new("RGB", (64, 64), "grey").save(photo)
+    with pytest.raises(InputError, match="photo.png: no face found"):
+        embed.align_photo(photo, 128)
 
 
 # studies/crop.py
 
 def test_hard_videos_know_what_is_right():
     """Of every case: a survey that finds what is there passes, a wrong one does not."""
-    rng, n, S, fps = np.random.RandomState(0), 80, 64, Fraction(25)
+    rng, n, S, clips = np.random.RandomState(0), 80, 64, {}
     A, B = rng.randint(0, 256, (2, n, S, S, 3), np.uint8)
     Qa, Qb = (embed.square(rng.uniform(25, 38, (n, 2)), np.array([24.0, 0])) for _ in range(2))
-    clips = {}
-    for wanted in crop_study.cases(A, Qa, B, Qb, fps):
+    for wanted in crop_study.cases(A, Qa, B, Qb, Fraction(25)):
         right = clips[wanted["name"]] = crop_study.expected_clips(wanted)
         index = np.concatenate([np.arange(a, b + 1) for a, b in right])
         if "pts" in wanted["writing"]:                  # every missing frame is shown by the one before
@@ -1663,7 +1531,6 @@ def test_hard_videos_know_what_is_right():
         side = np.linalg.norm(rows["quad"][:, 3] - rows["quad"][:, 0], axis=1)
         moved["quad"][..., 1] += 7 * side[:, None] / 256
         split["clip"][len(rows) // 3:] += 1
-        assert crop_study.judge(wanted, {**found, "frames": moved})[2] == pytest.approx(7)
         for wrong in ({"frames": moved}, {"frames": split}, {"fps": found["fps"] * 1.01},
                       {"found": found["found"] - n // 3}, {"frames": rows[2 * wanted["slack"] + 1:]}):
             assert not crop_study.judge(wanted, {**found, **wrong})[-1], (wanted["name"], wrong.keys())
@@ -1671,15 +1538,15 @@ def test_hard_videos_know_what_is_right():
     assert clips["2 s with the face covered"] == clips["2 s of an empty picture"] == [(0, 14), (65, 79)]
 
 
-def test_the_study_of_the_crop(tmp_path):
-    """The small command: the filters help, the error is below a pixel of 256, and the hard videos are right."""
-    result = subprocess.run([sys.executable, "-m", "studies.crop"], cwd=ROOT, capture_output=True, text=True)
+def test_the_study_of_the_crop():
+    """The small command: the filters help, the error is below a pixel of 256, the hard videos are right."""
+    command = [sys.executable, "-m", "studies.crop"]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert result.returncode == 0, result.stdout + result.stderr
     talk = next(line for line in result.stdout.splitlines() if line.startswith("| talk"))
     means = [float(cell.split("/")[0]) for cell in talk.split("|")[3:-1]]       # all filters, none, ...
     assert means[0] < 0.9 and means[0] < means[1]
     assert result.stdout.splitlines()[-1] == "5 of 5 right"
-    assert_refused(subprocess.run([sys.executable, "-m", "studies.crop", "x.mp4"], cwd=ROOT, capture_output=True), "two")
 
 
 # ------------------------------------------------------------------------------------------------------------
