@@ -62,7 +62,6 @@ LOOP_SAMPLES, LOOP_FRAMES = 8, 1500     # searched for loops: ours; as long as s
 LOOP_LAG = 25           # ours: shortest lag in frames that counts; below it, any motion resembles itself
 LOOPS = 0.3             # ours: a sample with a lower score loops
 JUDGED_SIDE = 256       # ours: px of the shorter side of frames for dlib, at most; its descriptor sees 150
-PSNR_FRAMES = 16        # ours: frames of each clip whose reconstruction is compared
 KEEP = datetime.timedelta(days=30)      # ours: how long what is computed stays in the cache
 PAGE_SECONDS = 4        # ours: of the page's plots and videos
 PAGE = Path(__file__).resolve().parent / "assets" / "page.html"
@@ -162,6 +161,7 @@ def loop_score(x, usual):
 
 
 def loop_values(trajectories, usual):
+    """A row of loop_score()."""
     scores = [loop_score(x, usual) for x in trajectories]
     looping = 100 * mean([score < LOOPS for score in scores])
     return {"score": mean(scores), "worst": min(scores), "looping, %": looping}
@@ -207,7 +207,7 @@ def training_video(e):
     """The crops of its source, if that is there, and the pictures of their codes. Video k is shot k."""
     def crops(k, wanted):
         for number, path in enumerate(e.source):
-            rows = [e.rows[e.shots[k][0] + t] for t in wanted]
+            rows = [e.sidecar["frames"][e.shots[k][0] + t] for t in wanted]
             rows = [row for row in rows if row.get("source", 0) == number]
             yield from embed.crops(path, rows, e.model.size)
 
@@ -316,7 +316,7 @@ def block_features(detector, frames, k, block):
 
 def features(e, source, row, items):
     """{kind: features (n, d)} of a set's items."""
-    features = {}
+    arrays = {}
     for kind, detector in e.detectors.items():
         blocks = [(k, block) for k, some in itertools.groupby(items[kind], key=lambda item: item[0])
                   for block in embed.in_batches((numbers for _, numbers in some), BLOCK)]
@@ -324,8 +324,8 @@ def features(e, source, row, items):
                         functools.partial(block_features, detector, source.frames[row], k, block))
                  for k, block in tqdm(blocks, desc=f"{row}, --{kind}", unit="block")]
         if found:
-            features[kind] = np.concatenate(found)
-    return features
+            arrays[kind] = np.concatenate(found)
+    return arrays
 
 
 def picture_distance(real, some):
@@ -464,11 +464,10 @@ def face_values(clips, originals=()):
     return {**values, **dict(zip(CORRELATIONS, map(mean, zip(*r, strict=True)), strict=False))}
 
 
-def psnr(crops, frames):
-    """PSNR: of the rendered codes against the crops of the source, in dB, at 256 px at most, mean over 16
-    frames of every clip; higher is better. How much of the video the codes hold; it hardly sees
-    motion, which the correlations do. Ours."""
-    return mean([embed.psnr(*pair) for pair in zip(crops, frames, strict=True)])
+def psnr(sidecar):
+    """PSNR: of the rendered codes against the crops of the source, in dB, as embed.py measured it; higher is
+    better. How much of the video the codes hold; it hardly sees motion, which the correlations do. Ours."""
+    return sidecar.get("psnr") or math.nan
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -527,8 +526,9 @@ def load_all(args):
     """All that the command names, checked, in one namespace, e. Raises InputError."""
     e = SimpleNamespace(seed=args.seed, counts=FULL if args.full else QUICK, device=pick_device(args.device))
     load_codes(e, args)
-    sidecar = transfer.read_sidecar(args.latents)
-    e.rows, e.source = sidecar.get("frames"), find_source(args.latents, sidecar.get("source"))
+    sidecar = Path(args.latents).with_suffix(".json")
+    e.sidecar = json.loads(sidecar.read_text(encoding="utf-8")) if sidecar.is_file() else {}
+    e.source = find_source(args.latents, e.sidecar.get("source"))
 
     # Detectors, what they see, and whether there is enough for them
     files = {"inception": args.inception, "i3d": args.i3d}
@@ -550,7 +550,7 @@ def load_all(args):
     e.settings = {**e.counts, "seed": e.seed, "window": e.window, "fps": e.fps, "device": str(e.device),
                   "image model": [e.model.name, e.model.sha256], "versions": versions,
                   "files": hashes([args.latents, *e.source, *code])}
-    e.key = joblib.hash([e.settings, e.rows])
+    e.key = joblib.hash([e.settings, e.sidecar])
     e.settings["files"] |= hashes([*args.motion, *args.videos, *([args.holdout] if args.holdout else [])])
     e.settings["sets"] = [{name: {DETECTORS[kind][0]: len(some[kind]) for kind in e.detectors}
                            for name, some in source.sets.items()} for source in (e.video, *e.methods)]
@@ -588,6 +588,7 @@ def add_distances(e, table, row, name, found):
 
 
 def add_faces(e, table, source):
+    """Rows of what dlib sees in a source of frames; ACD of the mean faces of random actors."""
     clips = observed(e, source)
     for row in clips:
         add(table, row, face_values(clips[row], clips.get(PERFORMS.get(row), ())))
@@ -604,7 +605,7 @@ def add_method(e, tables, method):
         add_distances(e, tables[PICTURES], row, name, features(e, method, row, items))
     add_faces(e, tables[FACES], method)
     if method.motion:
-        windows, trajectories = e.once([e.key, method.key, "motion"], method.motion)
+        windows, trajectories = e.once([e.key, method.key, e.pca["basis"].numpy()], method.motion)
         for reference, real in e.real.items():
             for kind, some in windows.items():
                 add(tables[MOTION[reference]], f"sampled, {kind}", code_values(real, some))
@@ -623,20 +624,16 @@ def add_training_video(e, tables):
     add_faces(e, tables[FACES], e.video)
     if e.source:
         add_distances(e, tables[PICTURES], RECONSTRUCTION, "short", e.references[RECONSTRUCTION])
-        some = [(k, evenly(wanted, PSNR_FRAMES)) for k, wanted in e.video.clips]
-        both = (np.concatenate([judged(frames(*clip)) for clip in some])
-                for frames in e.video.frames.values())
-        value = e.once([e.key, "psnr"], lambda: psnr(*both))
-        add(tables[FACES], RECONSTRUCTION, {"PSNR": value})
+    add(tables[FACES], RECONSTRUCTION, {"PSNR": psnr(e.sidecar)})
 
 
 def counts_in_words(e):
     """What is to be said of the tables beside what their columns are."""
     said = [f"{len(real['windows'])} windows of {e.window} frames in the {name} video."
             for name, real in e.real.items()]
-    said += [f"{', '.join(source.frames)}: {len(source.clips)} clips of {len(source.clips[0][1])} frames "
-             f"seen by dlib{', items of the sets: ' * bool(e.detectors)}{n if e.detectors else ''}."
-             for source, n in zip((e.video, *e.methods), e.settings["sets"], strict=True)]
+    for source, n in zip((e.video, *e.methods), e.settings["sets"], strict=True):
+        judged = f"dlib sees {len(source.clips)} clips of {len(source.clips[0][1])} frames"
+        said.append(f"{', '.join(source.frames)}: {judged}{f'; FID, FVD: {n}' if e.detectors else ''}.")
     if not e.detectors:
         said.append("FID and FVD are not computed; --inception and --i3d add them.")
     if e.counts is QUICK:

@@ -2783,7 +2783,6 @@ def test_scores_of_a_motion_model(quick, toy, toy_codes, scripts, tmp_path, caps
     assert holdout["windows of the training video"]["windows, %"] == [pytest.approx(0, abs=1e-6)]
     assert set(tables[evaluate.LOOPING]) == {"sampled", "training video"}
     settings = read["settings"]
-    assert settings["detectors"]["i3d"]["sha256"] == models.sha256_of(scripts["i3d"])
     assert {toy_codes, toy / "motion.pt", ROOT / "train.py"} <= set(map(Path, settings["files"]))
     assert settings["sets"][0] == {"short": {"FID": 90, "FVD": 12}} and settings["frames"] == 3
     assert "42 windows of 25 frames in the training video" in text and settings["versions"]["torch"]
@@ -2827,15 +2826,6 @@ def test_an_interrupted_evaluation_goes_on(quick, toy, toy_codes, scripts, tmp_p
     assert sorted(os.listdir(folders["parts"])) == ["r.html", "r.json"]
 
 
-def test_what_stands_for_the_training_video(tmp_path, capsys):
-    (tmp_path / "v.mp4").write_bytes(b"")
-    v = tmp_path / "v.mp4"
-    for named, expected in ((["v.mp4"], [v]), ("clips/v.mp4", [v]), ([str(v)], [v]), (["gone.mp4"], []),
-                            (["v.mp4", "gone.mp4"], []), (None, [])):
-        assert evaluate.find_source(tmp_path / "codes.npy", named) == expected, named
-    assert "the rendered codes stand for it" in capsys.readouterr().err
-
-
 def test_videos_of_other_methods(quick, toy, toy_codes, scripts, tmp_path, capsys):
     """A folder of pictures and files beside the motion model, and alone."""
     other, rng = tmp_path / "other", np.random.RandomState(0)
@@ -2868,6 +2858,8 @@ def test_evaluate_refusals(quick, toy, toy_codes, tmp_path):
     np.save(tmp_path / "other.npy", np.random.RandomState(0).rand(40, 4, 16).astype(np.float32))
     np.save(tmp_path / "short.npy", np.load(toy_codes)[:20])
     (tmp_path / "empty").mkdir()
+    for named, found in ((["short.npy"], 1), ("a/short.npy", 1), (["gone.mp4", "short.npy"], 0), (None, 0)):
+        assert evaluate.find_source(toy_codes, named) == found * [tmp_path / "short.npy"]
     before, motion = sorted(os.listdir(tmp_path)), toy / "motion.pt"
     for words, options, expected in (
             ((toy_codes,), {}, "nothing to measure.*--videos"),
