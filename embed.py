@@ -509,9 +509,8 @@ class FaceTracker:
         self.looks, self.samples = 0, []        # looks so far; pictures of the 1st, 2nd, 4th, 8th, ...
 
     def is_cut(self, gray):
-        """Whether with the next frame (H, W) self.cuts changes: a new shot begins, or else all that was seen
-        before one is seen again. Then that was a flash, or something that passed before the camera, and its
-        cuts are struck out."""
+        """Whether self.cuts changes with the next frame (H, W): a shot begins, or all that was seen before
+        one is seen again. Then it was a flash, or a hand before the camera, and is struck out."""
         self.frame += 1
         thumb = cv2.resize(gray, (32, 32), interpolation=cv2.INTER_AREA).astype(np.float32) / 255
         thumb = (thumb - thumb.mean()) / (thumb.std() + 0.01)   # as many cuts in the dark as in daylight
@@ -558,8 +557,7 @@ class FaceTracker:
         return (self.here[0].points[-1] if self.here else None), changed
 
     def search(self, gray, look):
-        """Add faces that are not followed yet: of those lost in this shot the one that was near, or a new
-        one."""
+        """Add faces not followed yet: of those lost in this shot the one that was near, or a new one."""
         shot = max(self.cuts[-1:], default=0)
         gone = [f for f in self.faces if f.frames[-1] >= shot and f not in self.here]
         if self.here:
@@ -640,14 +638,13 @@ def crop_quad(E, angle, distance):
 
 
 def low_pass(x, sigma):
-    """Low-pass along time: (n, ...) -> (n, ...), sigma in frames. A Gaussian g, twiced (Tukey 1977): g x + g
-    (x - g x), which keeps slow motion, where g alone would weaken it by 2 (pi sigma f)^2. Beyond its ends x
-    goes on as its mirror image turned upside down, so that motion does not stop there."""
+    """Low-pass along time: (n, ...) -> (n, ...), sigma in frames. A Gaussian g, twiced (Tukey 1977), keeps
+    slow motion, where g alone would weaken it by 2 (pi sigma f)^2."""
     radius = math.ceil(3 * sigma)
     if radius == 0 or len(x) < 2:
         return x
 
-    def g(x):
+    def g(x):  # beyond its ends x goes on as its mirror image turned upside down: motion does not stop there
         around = np.pad(x, [(radius, radius)] + [(0, 0)] * (x.ndim - 1), mode="reflect", reflect_type="odd")
         return gaussian_filter1d(around, sigma, axis=0, radius=radius)[radius:-radius]
 
@@ -776,14 +773,6 @@ def adds_up(read, source):
         source.notes.append(f"does not add up: {decoded} of {shown} frames, {read['seconds']:.2f}{of} s were "
                             f"read; {why}")
     return {**read, "shown": shown, "seconds_shown": seconds, "undecodable": lost}
-
-
-def said(read):
-    """The line that adds up."""
-    of = f" of {read['seconds_shown']:.2f}" if read["seconds_shown"] is not None else ""
-    return (f"{read['source']}: {read['codes']} codes from {read['decoded']} of {read['shown']} frames, "
-            f"{read['seconds']:.2f}{of} s at {read['fps']:.3f} fps; {read['repeated']} repeated, "
-            f"{read['jumps']} jumps in time, {read['undecodable']} undecodable; {read['clips']} clips.")
 
 
 # --- Second pass: the codes ---------------------------------------------------------------------------------
@@ -939,7 +928,10 @@ def main(args):
             fps, clips = s["fps"], clips + s["clips"]
             for note in s["notes"]:
                 tell(f"warning: {name} {note}.")
-            tell(said(s["read"]))
+            of = f" of {s['seconds_shown']:.2f}" if s["seconds_shown"] is not None else ""
+            tell(f"{name}: {s['codes']} codes from {s['decoded']} of {s['shown']} frames, "
+                 f"{s['seconds']:.2f}{of} s at {s['fps']:.3f} fps; {s['repeated']} repeated, "
+                 f"{s['jumps']} jumps in time, {s['undecodable']} undecodable; {s['clips']} clips.")
             surveys.append(s)
         frames = np.concatenate([s["frames"] for s in surveys])                 # (T,), FRAME
         if not len(frames):
@@ -959,8 +951,6 @@ def main(args):
         codes = open_codes(part, (len(frames), model.L, model.D), args.resume)
         try:
             pairs = encode(model, sources, frames, codes, args.batch, args.resume)
-        except KeyboardInterrupt:
-            raise KeyboardInterrupt("interrupted. What is done is kept; go on with --resume.") from None
         except InputError:
             part.unlink()
             raise
@@ -1009,5 +999,5 @@ if __name__ == "__main__":
         main(parser.parse_args())
     except InputError as error:
         parser.exit(2, f"embed.py: {error}\n")
-    except KeyboardInterrupt as error:
-        parser.exit(130, f"embed.py: {str(error) or 'interrupted; nothing was written.'}\n")
+    except KeyboardInterrupt:
+        parser.exit(130, "embed.py: interrupted. Codes that are done are kept; go on with --resume.\n")
