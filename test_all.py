@@ -2386,7 +2386,7 @@ def test_an_embedded_clip_keeps_its_rate_motion_and_sound(toy, tmp_path, capsys)
 
     both = [(k + 0.3, pitch(second)) for k, second in enumerate((0, 1, 2, 1))]      # b from its frame 10 on
     sound, text = heard(seed=["5"])
-    assert sound == both and "(motion: relative)" in text and "as the pictures are, by frame numbers" in text
+    assert sound == both and "(motion: relative)" in text and "by the numbers of the frames" in text
     assert heard("none", actor=["none"])[0] is None
     assert heard(tmp_path / "b.mkv")[0] == both[:3]                                 # from its beginning
     sound, text = heard(fps=50.0)

@@ -311,21 +311,22 @@ def soundtrack(asked, meta, path, T, fps):
     """
     named = meta.get("source") or []
     named = [named] if isinstance(named, str) else named
-    if asked == "none" or asked == "source" and not named:
+    of_source = asked == "source"
+    if asked == "none" or of_source and not named:
         return None, ""
     same_speed = bool(named) and abs(fps / meta["fps"] - 1) < 1e-3
-    if asked == "source" and not same_speed:
+    if of_source and not same_speed:
         return None, "no sound, as --fps changes the speed"
 
     # Where it belongs
     track = np.zeros((2, round(T * RATE / fps)), np.int16)                              # 12 MB a minute
     files, spans, how = [asked], [(0, 0, track.shape[1], 0)], "from its beginning"
-    if asked == "source":
+    if of_source:
         files = [s if Path(s).exists() else str(Path(path).with_name(Path(s).name)) for s in named]
-    if asked == "source" or same_speed and len(named) == 1:
+    if same_speed and (of_source or len(named) == 1):
         frames = json.loads(Path(path).with_suffix(".json").read_text(encoding="utf-8"))["frames"]
         spans = spans_of(frames, fps)
-        how = "cut as the pictures are" + (", by frame numbers" if "time" not in frames[0] else "")
+        how = "cut as the pictures are" if "time" in frames[0] else "cut by the numbers of the frames"
     if any(a[0] == b[0] and b[3] < a[3] - RATE for a, b in itertools.pairwise(spans)):
         return None, "no sound, as the time stamps of the source start again"
 
@@ -334,17 +335,16 @@ def soundtrack(asked, meta, path, T, fps):
     for k, file in enumerate(files):
         for at, piece in read_sound(file):
             heard.add(file)
-            for _, first, end, shift in (span for span in spans if span[0] == k):
+            for source, first, end, shift in spans:
                 a, b = max(at, first + shift), min(at + piece.shape[1], end + shift)
-                if a < b:
+                if source == k and a < b:
                     track[:, a - shift:b - shift] = piece[:, a - at:b - at]
     silent = ", ".join(file for file in files if file not in heard)
-    if not heard and asked != "source":
-        raise InputError(f"--audio {asked} cannot be read or has no sound; name a file with sound, source "
-                         f"or none.")
-    if not heard:
+    if heard:
+        return track, f"sound of {', '.join(sorted(heard))} {how}" + (silent and f", none in {silent}")
+    if of_source:
         return None, f"no sound, as {silent} has none or is not there"
-    return track, f"sound of {', '.join(sorted(heard))} {how}" + (silent and f", none in {silent}")
+    raise InputError(f"--audio {asked} cannot be read or has no sound; name another file, source or none.")
 
 
 def main(args):
