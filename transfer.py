@@ -297,9 +297,11 @@ def spans_of(frames, fps):
     spans, k = [], 0
     for (source, _), clip in itertools.groupby(frames, lambda frame: (frame.get("source", 0), frame["clip"])):
         clip = list(clip)
-        shift = clip[0].get("time", clip[0]["index"] / fps) - k / fps                   # seconds
         first, end = round(k * RATE / fps), round((k + len(clip)) * RATE / fps)
-        spans.append((source, first, end, round(shift * RATE)))
+        shift = round(clip[0].get("time", clip[0]["index"] / fps) * RATE) - first
+        if spans and spans[-1][0] == source and abs(shift - spans[-1][3]) < RATE / fps / 2:
+            shift = spans[-1][3]    # a cut in the picture alone; times are in ms, and a seam would be heard
+        spans.append((source, first, end, shift))
         k += len(clip)
     return spans
 
@@ -327,7 +329,7 @@ def soundtrack(asked, meta, path, T, fps):
         frames = json.loads(Path(path).with_suffix(".json").read_text(encoding="utf-8"))["frames"]
         spans = spans_of(frames, fps)
         how = "cut as the pictures are" if "time" in frames[0] else "cut by the numbers of the frames"
-    if any(a[0] == b[0] and b[3] < a[3] - RATE for a, b in itertools.pairwise(spans)):
+    if any(a[0] == b[0] and b[3] < a[3] - 2 * RATE / fps for a, b in itertools.pairwise(spans)):
         return None, "no sound, as the time stamps of the source start again"
 
     # What is there; the rest stays silent
