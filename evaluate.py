@@ -8,7 +8,7 @@
 
 Prints the tables, writes results.json and results.html. An interrupted evaluation goes on where it was when
 the same command is given again. The first paragraph of a measure's docstring says what it is, its unit, which
-direction is better and where it comes from; it is also a footnote of its table.
+direction is better and where it comes from; it is printed below the tables.
 
 Shapes: T frames, L style rows, D style width, d features of a detector; frames (T, H, W, 3) uint8 RGB;
 coordinates (T, 32) in the PCA of the training codes; windows (n, T, 32); points (T, 68, 2).
