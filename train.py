@@ -274,7 +274,7 @@ def reestimate_batchnorm(G, args, rng):
     """Measure BatchNorm's statistics of averaged weights on REESTIMATE batches of windows; to eval mode.
 
     With the live generator's, a prototype's distance to real windows was 1393, with re-estimated ones 752.
-    Later windows are of any age, about as in training. rng: its own, so looking never changes the training.
+    rng: its own, so looking never changes the training.
     """
     for m in G.modules():
         if isinstance(m, nn.BatchNorm1d):
@@ -285,6 +285,7 @@ def reestimate_batchnorm(G, args, rng):
     for _ in range(REESTIMATE):
         h = G.hidden(torch.randn(args.batch, NOISE, generator=rng).to(device))              # (4, B, 32)
         if late:
+            # of any age, about as in training
             age = int(torch.randint(1, args.horizon - args.window + 1, (), generator=rng))
             s = torch.randn(late, age, NOISE, generator=rng).to(device)
             h = torch.cat([h[:, :-late], G.roll(s, h[:, -late:].contiguous())[1]], 1)
@@ -371,8 +372,7 @@ def graph_of(step, draws, nets, adam):
 def join_processes(args):
     """Under torchrun: join the others, each with a GPU of its own or on the CPU. -> their number, own number.
 
-    As DistributedDataParallel does it: each has its share of every batch and its own BatchNorm statistics,
-    gradients are averaged, and so all keep the same weights.
+    As in DistributedDataParallel: own share of a batch, own BatchNorm statistics, averaged gradients.
     """
     if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ:
         return 1, 0
@@ -390,13 +390,6 @@ def average(tensors):
         dist.all_reduce(flat)
         for t, mean in zip(tensors, (flat / dist.get_world_size()).split([t.numel() for t in tensors])):
             t.copy_(mean.view_as(t))
-
-
-def agreed(flags, device):
-    """Each flag is true for all processes if it is for one."""
-    votes = torch.tensor(flags, dtype=torch.float32, device=device)
-    dist.all_reduce(votes)
-    return (votes > 0).tolist()
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -437,9 +430,8 @@ def load_latents(path):
         raise InputError(f"{path} does not exist; make it with: python embed.py VIDEO -o {path}")
     codes = read_array(path)
     if codes.ndim == 4 and 1 in codes.shape[:2]:
-        frames = max(codes.shape[:2])
-        print(f"{path}: {codes.shape} is read as one trajectory of {frames} frames.", file=sys.stderr)
-        codes = codes.reshape(-1, *codes.shape[2:])
+        shape, codes = codes.shape, codes.reshape(-1, *codes.shape[2:])
+        print(f"{path}: {shape} is read as one trajectory of {len(codes)} frames.", file=sys.stderr)
     if codes.ndim != 3 or 0 in codes.shape or codes.dtype.kind not in "fiu":
         raise InputError(f"{path} holds {codes.dtype} of shape {codes.shape}, expected W+ codes (T, L, D): "
                          f"frames, style rows, style width.")
@@ -749,15 +741,10 @@ def main(args):
         lines = [names, *([row.get(name, "") for name in names] for row in rows)]
         path.write_text("".join(",".join(map(str, line)) + "\n" for line in lines), encoding="utf-8")
 
-    # A first Ctrl-C (or a scheduler's SIGTERM) ends the step at hand and saves; a second one stops at once
+    # Ctrl-C or a scheduler's SIGTERM ends the step at hand and saves
     stop = []
-
-    def ask_to_stop(number, frame):
-        stop.append(number)
-        signal.signal(number, signal.default_int_handler)
-
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, ask_to_stop)
+        signal.signal(number, lambda *received: stop.append(received))
 
     # The step, as one CUDA graph where that can be
     def draws(rng):
@@ -793,8 +780,12 @@ def main(args):
 
         # When to stop, report and save: all processes at the same step
         stopping, due = bool(stop), time.perf_counter() - saved_at > SAVE_SECONDS
-        if world > 1:
-            stopping, due = agreed((stopping, due), device) if step % AGREE == 0 else (False, False)
+        if world > 1 and step % AGREE:
+            stopping = due = False
+        elif world > 1:
+            votes = torch.tensor([stopping, due], dtype=torch.float32, device=device)
+            average([votes])
+            stopping, due = (votes > 0).tolist()
         done = step == steps or stopping
         report = done or step % args.report_every == 0
         save = done or due or step % args.save_every == 0
@@ -846,7 +837,7 @@ if __name__ == "__main__":
     except InputError as error:
         status, said = 2, str(error)
     except KeyboardInterrupt as error:
-        status, said = 130, str(error) or "stopped at once; what was saved before is whole."
+        status, said = 130, str(error) or "stopped before the first step."
     if dist.is_initialized():
         dist.destroy_process_group()
     if said and os.environ.get("LOCAL_RANK", "0") == "0":           # under torchrun, one per machine speaks
