@@ -33,6 +33,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import av
+import av.sidedata.sidedata
 import cv2
 import dlib
 import numpy as np
@@ -71,13 +72,17 @@ SHEET = 12          # frames, evenly spaced, that are rendered: for the preview,
 FRAME = np.dtype([("source", "i4"), ("index", "i8"), ("time", "f8"), ("clip", "i4"), ("quad", "f8", (4, 2)),
                   ("found", "?"), ("psnr", "f8")])
 
+# FFmpeg attaches kinds of data to a frame (EXIF, ...) that PyAV 18 does not know, and raises ValueError at
+av.sidedata.sidedata.Type._missing_ = classmethod(lambda cls, value: cls.SEI_UNREGISTERED)
+
 
 # --- Reading videos and pictures ----------------------------------------------------------------------------
 
 def open_picture(path):
     """A picture file as Pillow opens it; None of what FFmpeg may know instead (HEIC)."""
     try:
-        return PIL.Image.open(path)
+        file = PIL.Image.open(path)
+        return None if file.format in ("GIF", "MPEG") else file                 # in whose name it may be
     except PIL.UnidentifiedImageError:
         return None
     except Exception as error:                          # no such file, too many pixels, a broken head
@@ -97,6 +102,8 @@ def picture_frames(path):
             for picture in PIL.ImageSequence.Iterator(file) if moves else [file]:
                 picture.load()
                 image = PIL.ImageOps.exif_transpose(picture)
+                if image.mode.startswith("I"):          # grey of 16 bit, which Pillow would clip at 255
+                    image = PIL.Image.fromarray((np.array(image) / 257).clip(0, 255).astype(np.uint8))
                 if "A" in image.getbands() or "transparency" in image.info:
                     grey = PIL.Image.new("RGBA", image.size, (128, 128, 128, 255))
                     image = PIL.Image.alpha_composite(grey, image.convert("RGBA"))
@@ -130,10 +137,11 @@ class Source:
         self.frames, self.rate, self.seconds = 0, None, None    # what it says; 0 and None: nothing
         self.times, self.sizes = [], []     # per frame read: seconds since the start or None, (height, width)
         self.holes, self.hidden = [], 0     # frames behind packets that cannot be decoded; packets not shown
+        self.damaged = 0                    # frames that the decoder patched up
         self.notes = []                     # for the user
         if self.path.is_dir():
             self.list_folder()
-        elif self.path.suffix.lower() in PICTURES and open_picture(path):
+        elif self.path.suffix.lower() in {*PICTURES, ""} and open_picture(path):        # "": of a pipe
             self.pictures = [self.path]
         else:
             self.read_header()
@@ -157,9 +165,9 @@ class Source:
         """Choose the stream; its rate and length. What a container claims may be anything: the rate is that
         of the first packets' time stamps, or the codec's where there are none."""
         with opened(self.path) as container:
-            videos = container.streams.video
-            if not videos:
-                why = "has no picture track (audio only)" if container.streams.audio else "holds no pictures"
+            videos, sound = container.streams.video, container.streams.audio
+            if not videos or sound and all(s.disposition & Disposition.attached_pic for s in videos):
+                why = "has no picture track (audio only)" if sound else "holds no pictures"
                 raise InputError(f"{self.path} {why}; give a video or a folder of pictures.")
             stamps = {stream.index: [] for stream in videos}
             with contextlib.suppress(av.FFmpegError):   # damage is met again, and counted, in the frames
@@ -197,6 +205,9 @@ class Source:
             elif container.duration and len(container.streams) == 1:            # else maybe of the sound
                 self.seconds = container.duration / 1e6 - late
             self.frames, self.stream = stream.frames, stream.index
+            if len(known) and container.format.flags & 0x80:                    # AVFMT_NOTIMESTAMPS
+                self.notes.append(f"has no time stamps; {self.rate:.3f} frames per second is a guess (ffmpeg "
+                                  f"-framerate N -i IN OUT says better)")
             if stream.codec_context.color_trc in (16, 18):                      # PQ, HLG: phones' default
                 self.notes.append("is HDR video and will look pale; make it of ordinary brightness first "
                                   "(ffmpeg's zscale and tonemap filters)")
@@ -207,28 +218,32 @@ class Source:
         while failures < 100:
             try:
                 packet = next(packets)
+                failures *= not packet.size             # it goes on, however long the damage is
                 self.hidden += packet.is_discard        # before the start that an edit list sets
                 frames = packet.decode()                # the last, empty packet gives what is still held
-            except StopIteration:
+            except (StopIteration, av.EOFError):
                 return
             except av.FFmpegError:
                 self.holes.append(len(self.times))
                 failures, packets = failures + 1, container.demux(stream)       # goes on behind what failed
                 continue
-            failures = 0
             yield from frames
 
     def video_frames(self, pixels):
         """Yield the frames of a video as pixels says, upright and with square pixels, and their times."""
         with opened(self.path) as container:
             stream, start = container.streams[self.stream], (container.start_time or 0) / 1e6
-            stream.thread_type = "AUTO"
+            stream.thread_type, matrix = "AUTO", []
             for frame in self.decoded(container, stream):
                 width = round(frame.width * float(stream.sample_aspect_ratio or 1))
                 # A video that does not name its colours (2) is BT.709 from 720 lines on, as players take it
                 named = {"src_colorspace": "ITU709"} if frame.colorspace == 2 and frame.height >= 720 else {}
                 image = frame.to_ndarray(format=pixels, width=width, height=frame.height, **named)
-                yield upright(image, frame), None if frame.time is None else frame.time - start
+                here = [np.frombuffer(bytes(s), np.int32) for s in frame.side_data
+                        if s.type.name == "DISPLAYMATRIX"]
+                matrix = here if here or frame.key_frame else matrix    # H.264 tells at key frames only
+                self.damaged += frame.is_corrupt
+                yield upright(image, matrix), None if frame.time is None else frame.time - start
 
     def read(self, pixels="rgb24"):
         """Yield the frames, (H, W, 3) uint8 RGB, or (H, W) if pixels is "gray"."""
@@ -246,9 +261,9 @@ class Source:
             raise InputError(f"{self.path} holds no frame that can be decoded; get it again or convert it.")
 
 
-def upright(image, frame):
-    """A decoded picture as its display matrix says: phones store sideways frames, some cameras mirrored."""
-    matrix = [np.frombuffer(bytes(s), np.int32) for s in frame.side_data if s.type.name == "DISPLAYMATRIX"]
+def upright(image, matrix):
+    """A decoded picture as its display matrix says (in a list, or none): phones store sideways frames, some
+    cameras mirrored."""
     if not matrix:
         return image
     a, b, _, c, d = matrix[0][:5].astype(int)           # x' = a x + c y, y' = b x + d y
@@ -720,8 +735,9 @@ def survey(path, align="face", fps=None, face=1):
             raise InputError(f"{path}: --face {face}, but no shot has more than {faces} "
                              f"face{'s' * (faces > 1)}; give a smaller number.")
         if not found.any():
-            raise InputError(f"{path}: no face found in {n} frame{'s' * (n > 1)}; give footage with a face "
-                             f"seen from the front, or --align none for footage without faces.")
+            hurt = f", {source.damaged} of them damaged" * bool(source.damaged)
+            raise InputError(f"{path}: no face found in {n} frame{'s' * (n > 1)}{hurt}; give footage with a "
+                             f"face seen from the front, or --align none for footage without faces.")
     else:
         tracker, faces = FaceTracker(guess), 0
         n = len([tracker.is_cut(gray) for gray in frames])
@@ -762,17 +778,20 @@ def adds_up(read, source):
     Frames: its index less what an edit list hides; where it says nothing, what is there to decode."""
     decoded, seconds, lost = read["decoded"], source.seconds, len(source.holes)
     differs = seconds is not None and abs(seconds - read["seconds"]) > 0.02 * seconds + 1.5 / read["fps"]
+    differs |= seconds is None and read["jumps"] > 0
     shown = source.frames - source.hidden if source.frames else decoded + lost
     if seconds is not None and not differs:
         shown = min(shown, decoded + lost)              # an edit list leaves out frames at the end, too
-    if differs or lost or abs(shown - decoded) > 0.02 * shown:
+    if differs or lost or source.damaged or abs(shown - decoded) > 0.02 * shown:
         why = [f"{lost} packets cannot be decoded"] * bool(lost)
+        why += [f"{source.damaged} frames are damaged and used as they are"] * bool(source.damaged)
         why += [f"its time stamps jump {read['jumps']} times"] * bool(read["jumps"])
         why = " and ".join(why) or "it is cut short, damaged, or says what is not so"
         of = f" of {seconds:.2f}" if seconds is not None else ""
         source.notes.append(f"does not add up: {decoded} of {shown} frames, {read['seconds']:.2f}{of} s were "
                             f"read; {why}")
-    return {**read, "shown": shown, "seconds_shown": seconds, "undecodable": lost}
+    return {**read, "shown": shown, "seconds_shown": seconds, "undecodable": lost,
+            "damaged": source.damaged}
 
 
 # --- Second pass: the codes ---------------------------------------------------------------------------------
@@ -835,7 +854,7 @@ def encode(model, sources, frames, codes, batch, resume=False):
 def spooled(path, stack):
     """A pipe ("-", /dev/stdin, <(...)) as a temporary file that goes with the stack, as two passes need it;
     any other path as it is."""
-    if path != "-" and (os.path.isfile(path) or os.path.isdir(path)):
+    if path != "-" and (os.path.isdir(path) or os.path.isfile(path) and os.path.getsize(path)):
         return path
     if path != "-" and not os.path.exists(path):
         raise InputError(f"{path} does not exist; give a video or a folder of pictures.")
@@ -922,7 +941,10 @@ def main(args):
         # First pass: all sources take the first one's frame rate, and every source begins a new clip
         surveys, fps, clips = [], args.fps, 0
         for k, (path, name) in enumerate(zip(sources, args.video)):
-            s = survey(path, args.align, fps, args.face)
+            try:
+                s = survey(path, args.align, fps, args.face)
+            except InputError as error:                 # a pipe's by the name that the user knows
+                raise InputError(str(error).replace(path, name)) from None
             s["read"]["source"], s["frames"]["source"] = name, k
             s["frames"]["clip"] += clips
             fps, clips = s["fps"], clips + s["clips"]

@@ -1180,13 +1180,16 @@ def test_heads_that_are_not_upright_are_refused(tmp_path, turns, word):
         embed.align_photo(tmp_path / "photo.png", 64)
 
 
-@pytest.mark.parametrize("where", ("middle", "end"))
+@pytest.mark.parametrize("where", ("middle", "rest", "end"))
 def test_of_a_damaged_video_all_that_can_be_read_is_read(tmp_path, where):
     rng, path = np.random.RandomState(0), tmp_path / "v.mp4"
     frames = np.concatenate([counting(40), rng.randint(0, 255, (40, 64, 96, 3), np.uint8)], 1)  # to be hit
     if where == "end":
         data = write_video(path, frames).read_bytes()
         data = data[:len(data) // 2]                    # its index is in front
+    elif where == "rest":
+        data = write_video(path, frames).read_bytes()
+        data = data[:len(data) // 2] + rng.bytes(len(data) // 2)
     else:
         data = bytearray(mux(path, frames, options={"crf": "20", "g": "5"}).read_bytes())
         data[len(data) // 2:len(data) // 2 + 12000] = rng.bytes(12000)
@@ -1196,6 +1199,7 @@ def test_of_a_damaged_video_all_that_can_be_read_is_read(tmp_path, where):
     read, clips = found["read"], found["frames"]["clip"]
     assert read["decoded"] == len(shown) < 40 == read["shown"] and shown[:10] == list(range(10))
     assert len(found["notes"]) == 1 and "does not add up" in found["notes"][0]
+    assert read["decoded"] + read["undecodable"] <= 40 and (read["undecodable"] > 0) == (where != "end")
     if where == "middle":                               # after the gap a new clip, to the end
         assert read["undecodable"] > 0 and read["decoded"] + read["undecodable"] == 40 and shown[-1] == 39
         assert np.flatnonzero(np.diff(clips))[0] == np.flatnonzero(np.diff(shown) > 1)[0]
@@ -1203,7 +1207,7 @@ def test_of_a_damaged_video_all_that_can_be_read_is_read(tmp_path, where):
         list(embed.crops(path, [{"index": 40, "clip": 0, "quad": np.zeros((4, 2))}], 32))
 
 
-@pytest.mark.parametrize("mode", ("RGB", "LA", "P", "L", "RGBA", "CMYK"))
+@pytest.mark.parametrize("mode", ("RGB", "LA", "P", "L", "I;16", "RGBA", "CMYK"))
 def test_pictures_are_read_as_they_are_shown(tmp_path, mode):
     """Turned by EXIF and transparent at once, palette, grey, CMYK; a JPEG in a PNG's name."""
     upright, path = counting(4)[3], tmp_path / "x.png"
@@ -1214,12 +1218,17 @@ def test_pictures_are_read_as_they_are_shown(tmp_path, mode):
     for turn, stored in turned.items():
         image, tags = PIL.Image.fromarray(np.ascontiguousarray(stored)), PIL.Image.Exif()
         tags[0x112] = turn
-        image = image.quantize(16) if mode == "P" else image.convert(mode)
+        if mode == "I;16":
+            image = PIL.Image.fromarray(np.array(image.convert("L"), np.uint16) * 257)
+        else:
+            image = image.quantize(16) if mode == "P" else image.convert(mode)
         image.save(path, "jpeg" if mode == "CMYK" else "png", exif=tags)
         read = embed.read_picture(path).astype(int)
         assert read.shape == (64, 96, 3) and read[4:20, 4:20].min() > 240, turn
         assert np.abs(read[50:, 65:] - 35).mean() < 6
         assert mode != "RGBA" or np.abs(read[34:, 44:56] - 128).max() <= 1
+        assert np.array_equal(next(embed.read_video(shutil.copy(path, tmp_path / "pipe"))), read)
+        assert next(embed.read_video(shutil.copy(path, tmp_path / "x.mp4"))).shape == (64, 96, 3)
     path.write_bytes(b"\x89PNG")
     with pytest.raises(InputError, match="x.png"):
         embed.read_picture(path)
