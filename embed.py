@@ -205,7 +205,8 @@ class Source:
             elif container.duration and len(container.streams) == 1:            # else maybe of the sound
                 self.seconds = container.duration / 1e6 - late
             self.frames, self.stream = stream.frames, stream.index
-            if len(known) and container.format.flags & 0x80:                    # AVFMT_NOTIMESTAMPS
+            invented = container.format.flags & 0x80 and not stream.codec_context.framerate
+            if len(known) and invented:                                         # AVFMT_NOTIMESTAMPS
                 self.notes.append(f"has no time stamps; {self.rate:.3f} frames per second is a guess (ffmpeg "
                                   f"-framerate N -i IN OUT says better)")
             if stream.codec_context.color_trc in (16, 18):                      # PQ, HLG: phones' default
