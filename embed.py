@@ -698,7 +698,7 @@ def crops(path, frames, size):
 def align_photo(path, size, face=None):
     """The same crop for one photograph: picture file -> (size, size, 3) uint8 RGB, and how many faces it
     shows. face: 1 for the largest, as None, 2 for the next, ... Raises InputError if it is not there."""
-    image, number = read_picture(path), face or 1
+    image, number = read_picture(path), 1 if face is None else face
     gray = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
     for short in SHORT_SIDES[1:]:
         boxes, _ = detect(gray, short)

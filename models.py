@@ -620,18 +620,21 @@ class ImageModel:
 # (pattern, what it is: the cure). Looked for in a file's first bytes, and in the names of a zip's members, of
 # what a pickle calls and of the weights, one a line
 REFUSED = (
-    (r"\A\W*<(?i:!doctype|html|head|body|\?xml)",
-     "a web page, such as Google Drive's warning: fetch the file itself, in a browser or with gdown"),
+    (r"\A(\xef\xbb\xbf|\xff\xfe|\xfe\xff)?[\s\0]*(<\0?[a-zA-Z!?]|\{\s*\")",        # no pickle begins so
+     "a web page or a server's answer, such as Google Drive's warning: fetch the file itself, in a browser "
+     "or with gdown"),
     (r"\Aversion https://git-lfs", "a pointer of git-lfs: run `git lfs pull` in its repository"),
     (r"\A(\x1f\x8b|BZh|\xfd7zXZ|7z\xbc\xaf|Rar!|\x28\xb5\x2f\xfd|[\s\S]{257}ustar)",
      "compressed (gz, bz2, xz, 7z, rar, zst) or a tar archive: unpack it and name the file in it"),
     (r"\A[\s\S]{3}\0{5}\{", "of safetensors: convert it by "
      'torch.save(safetensors.torch.load_file("FILE"), "model.pt") and name model.pt'),
-    (r"\A(\x08[\x01-\x20]\x12|\x89HDF|\x93NUMPY|\x89PNG|\xff\xd8\xff|GIF8|RIFF)",
-     "of ONNX, HDF5 or NumPy, or a picture, and not of PyTorch"),
+    (r"\A(\x08[\x01-\x20]\x12|\x89HDF|\x93NUMPY|\x89PNG|\xff\xd8\xff|GIF8|RIFF|[\s\S]{4}ftyp)|"
+     r"\.(npy|onnx|h5)$",
+     "of ONNX, Keras or NumPy, a picture or a video, and not of PyTorch"),
     (r"(^|/)constants\.pkl$", "TorchScript, a compiled network: name the checkpoint that it was made from"),
     (r"^dnnlib\.tflib", "a TensorFlow pickle: convert it with legacy.py of stylegan2-ada-pytorch"),
-    (r"^(os|posix|nt|subprocess|pathlib\.(_local\.)?Path)\.|^(__)?builtins?(__)?\.(eval|exec|getattr|open)$",
+    (r"^(os|posix|nt|subprocess|pathlib\.(_local\.)?Path)\.|^(__)?builtins?(__)?\.(eval|exec|compile|__import__|getattr|open)$|"
+     r"^(runpy|importlib|shutil|socket|webbrowser|pty|commands|ctypes|_?pickle)\.",
      "made to run commands, which was not done: delete it"),
     (r"synthesis\.(L\d+_\d+_\d+|input\.(freqs|weight))", "a StyleGAN3, another network"),
     (r"(^|\.)(G|GE)\.(initial_|blocks\.)", "of lucidrains/stylegan2-pytorch, another network"),
@@ -763,7 +766,10 @@ class Weight:
         flat = storage(pid)
         if self.offset < 0 or self.offset + math.prod(self.shape) > len(flat):
             raise pickle.UnpicklingError("a tensor larger than its storage")
-        return flat.as_strided(self.shape, self.stride, self.offset)
+        view = flat.as_strided(self.shape, self.stride, self.offset)
+        if not view.isfinite().all():
+            raise InputError("it has NaN or infinite weights, as of a training that diverged")
+        return view
 
 
 def parts_of(thing):
@@ -800,7 +806,7 @@ def leaves_of(thing, storage, prefix="", seen=()):
 def checkpoint(path):
     """The leaves of a file, while it is open. What goes wrong then is one sentence that names the file."""
     try:
-        if re.match(r"[A-Za-z]{2,}:/", str(path)):
+        if re.match(r"[A-Za-z]\w+:/", str(path)):
             raise InputError("it is an address; download the file and give its path")
         if Path(path).is_dir():
             raise InputError("it is a folder: name the file in it")
@@ -815,7 +821,11 @@ def checkpoint(path):
             elif start.startswith(pickle.dumps(0x1950a86a20f9469cfc6c, 2)):             # torch's magic number
                 thing, storage = read_legacy(file)
             else:
-                thing, storage = Recorder(file).load(), None
+                recorder = Recorder(file)
+                thing, storage = recorder.load(), None
+                if recorder.storages:
+                    raise InputError("it is one file of an unpacked checkpoint: zip the folder it lies in, "
+                                     "and name the zip")
             if not isinstance(thing, (dict, Node)):
                 raise InputError(f"it holds a {type(thing).__name__} and no network")
             leaves = leaves_of(thing, storage)
@@ -845,10 +855,11 @@ def find_generator(leaves):
         return not prefix.endswith("decoder."), "ema" not in prefix.lower()
 
     pattern = re.compile(r"((?:.*\.)?)(conv1\.conv\.modulation\.weight|synthesis\.b4\.const)")
-    found = sorted((match[1] for match in map(pattern.fullmatch, leaves) if match), key=rank)
+    weights = [name for name, value in leaves.items() if isinstance(value, Weight)]
+    found = sorted((match[1] for match in map(pattern.fullmatch, weights) if match), key=rank)
     if not found:
-        some = [name for name, value in leaves.items() if isinstance(value, Weight)][:3]
-        raise InputError(f"it holds no StyleGAN2 generator ({', '.join(some) or 'no weights'})")
+        some = ", ".join(weights[:3]) or "no tensors of torch"
+        raise InputError(f"it holds no StyleGAN2 generator ({some})")
     if len(found) > 1 and rank(found[0]) == rank(found[1]):
         raise InputError(f"it holds several generators ({', '.join(found)}): keep one of them")
 
@@ -907,6 +918,8 @@ def filled(network, weights, *sizes):
         module = network(*sizes)
     for name, value in module.state_dict().items():
         if name in weights:
+            if not isinstance(weights[name], Weight):
+                raise InputError(f"{name} is no tensor of torch")
             shape = weights[name].shape
             if [n for n in shape if n != 1] != [n for n in value.shape if n != 1]:
                 raise InputError(f"{name} has shape {shape}, not {(*value.shape,)}")
@@ -1007,7 +1020,8 @@ def fetch(file, url, sha256=None, option="--model"):
 
 def rows_of(average, L, D):
     """latent_avg of a file, of one row or at least L rows, as (L, D); further rows were never used."""
-    rows = average.read().float().reshape(-1, average.shape[-1])
+    rows = average.read().float()
+    rows = rows.reshape(-1, rows.shape[-1] if rows.ndim else 1)
     if rows.shape[1] != D or 1 < len(rows) < L:
         raise InputError(f"latent_avg has shape {average.shape}, the generator takes {(L, D)}")
     return rows[:L].expand(L, D)
@@ -1066,7 +1080,8 @@ def load_image_model(name_or_path, encoder=None, device=None):
             average = generator.style(z).mean(0).detach() if generator.n_mlp else torch.zeros(generator.D)
         else:
             average = rows_of(average, generator.L, generator.D)
-        called = str(leaves.get("opts.name") or path.stem)
+        called = leaves.get("opts.name")
+        called = called if called and isinstance(called, str) else path.stem        # a Path is a Node
         model = ImageModel(generator, None, average, called, sha256, device or "cpu")
         if encoder is None:
             try:

@@ -277,6 +277,8 @@ one = torch.ones(1)
 @pytest.mark.parametrize("content, words", (
     (b"<!DOCTYPE html><html><title>Google Drive - Virus scan warning", "web page.*gdown"),
     (b"\n<html lang='en'>", "web page"), (b"version https://git-lfs.github.com/spec/v1\noid", "git lfs pull"),
+    (b"\xef\xbb\xbf<!-- saved", "web page"), (b'{"error": {"code": 404', "server's answer"),
+    (zipped("w.npy"), "NumPy"), (changed("conv1.activate.bias", lambda v: v / 0 * 0), "NaN"),
     (b"\x1f\x8b\x08\0", "compressed.*unpack"), (b"m.pt".ljust(257, b"\0") + b"ustar\x0000", "tar archive"),
     (zipped("model.pkl"), "zip archive .model.pkl.*unpack"),
     (zipped("m/data.pkl", "m/constants.pkl"), "TorchScript"),
@@ -295,7 +297,7 @@ one = torch.ones(1)
     (changed("to_rgb1.conv.weight", lambda v: v[:, :1]), "1 colour channels"),
     (changed("conv1.activate.bias", lambda v: v[:3]), r"conv1.activate.bias has shape \(3,\), not \(8,\)"),
     ({**changed("input.input", lambda v: v), "latent_avg": np.zeros(16)}, "latent_avg is no tensor"),
-    ({"weights": one}, "no StyleGAN2 generator .weights"), ({}, "no weights"), ([one], "a list")))
+    ({"weights": one}, "no StyleGAN2 generator .weights"), ({}, "no tensors of torch"), ([one], "a list")))
 def test_what_is_no_image_model_is_named(tmp_path, content, words):
     path = tmp_path / "m.pt"
     path.write_bytes(content) if isinstance(content, bytes) else torch.save(content, path)
@@ -1617,7 +1619,9 @@ def test_codes_are_read_in_every_layout(codes, tmp_path, capsys):
     np.savez(tmp_path / "projected_w.npz", w=x)
     torch.save(torch.from_numpy(x).requires_grad_(), tmp_path / "latents.pt")
     np.save(tmp_path / "double.npy", x.astype(np.float64))
-    for name in ("projected_w.npz", "latents.pt", "double.npy"):
+    torch.save({"w": torch.from_numpy(x)}, tmp_path / "latents.bin")
+    torch.save([torch.from_numpy(frame) for frame in x], tmp_path / "frames.pt")
+    for name in ("projected_w.npz", "latents.pt", "double.npy", "latents.bin", "frames.pt"):
         y, bare = train.load_latents(tmp_path / name)
         assert np.array_equal(x, y) and y.dtype == np.float32 and bare["clips"] == [(0, 90)]
         assert bare["fps"] == 25.0 and bare["model"] == {"name": None, "sha256": None}
@@ -1634,14 +1638,17 @@ def test_codes_that_are_refused(codes, tmp_path):
     x, ran = np.load(codes), tmp_path / "ran"
     (tmp_path / "cut.npy").write_bytes(codes.read_bytes()[:9000])
     arrays = {"flat": np.zeros((90, 64), np.float32), "two": np.stack([x, x]), "short": x[:20],
-              "still": np.ones_like(x), "nan": np.where(np.arange(90)[:, None, None] == 7, np.nan, x),
+              "still": np.ones_like(x), "grey": np.ones(x.shape, np.uint8),
+              "nan": np.where(np.arange(90)[:, None, None] == 7, np.nan, x),
               "object": np.array({"w": x})}
     for name, array in arrays.items():
         np.save(tmp_path / f"{name}.npy", array, allow_pickle=True)
     np.savez(tmp_path / "other.npz", z=x)
     torch.save({"latent": torch.from_numpy(x)}, tmp_path / "named.pt")
     torch.save(Bomb(os.mkdir, str(ran)), tmp_path / "bomb.pt")
-    words = {"cut.npy": "cut short", "flat.npy": r"\(90, 64\)", "two.npy": r"\(2, 90, 4, 16\)",
+    (tmp_path / "clip.mp4").write_bytes(b"\0\0\0 ftypisom")
+    words = {"grey.npy": "holds uint8", "clip.mp4": "neither of NumPy nor of PyTorch.*embed.py VIDEO",
+             "cut.npy": "cut short", "flat.npy": r"\(90, 64\)", "two.npy": r"\(2, 90, 4, 16\)",
              "nan.npy": "frame 7", "short.npy": "20 frames", "still.npy": "no motion",
              "absent.npy": "python embed.py VIDEO", "object.npy": r"np.save\(.*allow_pickle=True",
              "other.npz": r"it has: z.*np.save", "bomb.pt": "UnpicklingError",
@@ -2521,6 +2528,8 @@ def test_transfer_refusals(toy, tmp_path):
                 ("cut", "is cut short: its head promises 40 frames, 30 came"))),
             ({"output": "."}, "has to be a file"), ({"output": "no/v.mp4"}, "v.mp4: .* cannot be written"),
             ({"seed": ["1.5"]}, "--seed 1.5: .* whole number"), ({"fps": -1.0}, "--fps from 0.1"),
+            ({"fps": math.nan}, "--fps from 0.1"), ({"trajectory": "."}, "is a folder"),
+            ({"face": 2}, "--actor"),
             ({"actor": ["no.jpg"]}, "no.jpg"), ({"reference_frame": 40}, "good.npy has frames 0 to 39")):
         options = {"trajectory": "good.npy", "output": "v.mp4", **options}
         paths = (tmp_path / options.pop(name) for name in ("trajectory", "output"))

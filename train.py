@@ -25,6 +25,7 @@ import itertools
 import json
 import math
 import os
+import pickle
 import signal
 import sys
 import time
@@ -397,25 +398,42 @@ def average(tensors):
 # ------------------------------------------------------------------------------------------------------------
 
 def read_array(path):
-    """The array in a .npy, an .npz (under `w`) or a .pt (one tensor). Executes nothing. Raises InputError."""
-    of_torch, found = path.suffix.lower() in (".pt", ".pth"), None
+    """The array in a .npy, an .npz (under `w`) or a file of torch.save (a tensor, several of one shape in a
+    list, `w` of a dict), told apart by what is in them. Executes nothing. Raises InputError."""
     try:
+        with open(path, "rb") as file:
+            start = file.read(256)
+        of_torch = b"data.pkl" in start or start.startswith(b"\x80\x02\x8a\nl\xfc")       # zip, or before 1.6
+        if not of_torch and not start.startswith((b"\x93NUMPY", b"PK")):
+            raise InputError(f"{path} is no readable file of codes (neither of NumPy nor of PyTorch); make "
+                             f"one with: python embed.py VIDEO -o codes.npy")
         found = torch.load(path, map_location="cpu", weights_only=True) if of_torch else np.load(path)
-        if isinstance(found, np.lib.npyio.NpzFile) and "w" in found:
+        if hasattr(found, "keys") and "w" in found:
             found = found["w"]
+        if isinstance(found, (list, tuple)):                # frame by frame
+            found = torch.stack(list(found))
+        if isinstance(found, torch.Tensor):
+            found = found.detach().to(torch.float32 if found.is_floating_point() else found.dtype).numpy()
+    except InputError:
+        raise
     except Exception as error:                              # numpy, zipfile and torch raise a dozen types
-        if "allow_pickle" not in str(error):
-            raise InputError(f"{path} is no readable file of codes ({type(error).__name__}), perhaps cut "
-                             f"short; make it again with embed.py.") from None
-    if isinstance(found, torch.Tensor):
-        return found.detach().float().numpy()
+        if "allow_pickle" in str(error):
+            how = f"np.load('{path.name}', allow_pickle=True).item()"
+            raise InputError(f"{path} holds Python objects, which are not run; if you trust it, put the "
+                             f"codes (T, L, D) into a file of their own: np.save('codes.npy', {how}[NAME]), "
+                             f"or np.stack([*{how}.values()]) where each frame has a name.") from None
+        reason = "perhaps cut short"
+        if of_torch and isinstance(error, (pickle.UnpicklingError, TypeError, RuntimeError)):
+            reason = "which may hold more than tensors of one shape"
+        raise InputError(f"{path} is no readable file of codes ({type(error).__name__}), {reason}; make it "
+                         f"again with embed.py, or put the codes (T, L, D) alone into a .npy.") from None
     if isinstance(found, np.ndarray):
         return found
 
-    names = f" (it has: {', '.join(map(str, found))})" if hasattr(found, "keys") else ""
-    how = f"torch.load('{path.name}')" if of_torch else f"np.load('{path.name}', allow_pickle=True)"
-    raise InputError(f"{path} is not one array and has no array named w{names}; put the codes (T, L, D) into "
-                     f"a file of their own: np.save('codes.npy', np.asarray({how}[NAME])).")
+    names = ", ".join(itertools.islice(map(str, getattr(found, "keys", list)()), 8)) or "nothing"
+    how = f"{'torch' if of_torch else 'np'}.load('{path.name}')"
+    raise InputError(f"{path} is not one array and has no array named w (it has: {names}); put the codes "
+                     f"(T, L, D) into a file of their own: np.save('codes.npy', np.asarray({how}[NAME])).")
 
 
 def load_latents(path):
@@ -426,16 +444,19 @@ def load_latents(path):
     [(start, end), ...], half open, "model": {"name", "sha256"}, "source"}. Raises InputError.
     """
     path = Path(path)
+    if path.is_dir():
+        raise InputError(f"{path} is a folder; name the file of codes in it.")
     if not path.is_file():
         raise InputError(f"{path} does not exist; make it with: python embed.py VIDEO -o {path}")
     codes = read_array(path)
     if codes.ndim == 4 and 1 in codes.shape[:2]:
         shape, codes = codes.shape, codes.reshape(-1, *codes.shape[2:])
         print(f"{path}: {shape} is read as one trajectory of {len(codes)} frames.", file=sys.stderr)
-    if codes.ndim != 3 or 0 in codes.shape or codes.dtype.kind not in "fiu":
-        raise InputError(f"{path} holds {codes.dtype} of shape {codes.shape}, expected W+ codes (T, L, D): "
-                         f"frames, style rows, style width.")
-    codes = np.ascontiguousarray(codes, dtype=np.float32)
+    if codes.ndim != 3 or 0 in codes.shape or codes.dtype.kind != "f":
+        raise InputError(f"{path} holds {codes.dtype} of shape {codes.shape}, expected W+ codes, floats "
+                         f"(T, L, D): frames, style rows, style width.")
+    with np.errstate(over="ignore"):                        # beyond float32: told below
+        codes = np.ascontiguousarray(codes, dtype=np.float32)
     bad = ~np.isfinite(codes).all((1, 2))
     if bad.any():
         raise InputError(f"{path} has NaN or infinite values in {bad.sum()} of {len(codes)} frames, the "

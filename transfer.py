@@ -22,7 +22,7 @@ import signal
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from fractions import Fraction
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 
 import av
 import numpy as np
@@ -64,7 +64,7 @@ def open_trajectory(path, jumps=False):
         raise InputError("standard input is empty, or no .npy of float codes (T, L, D) or (N, T, L, D); pipe "
                          "in what sample.py makes, or name a trajectory.")
 
-    embedded = path is not None and Path(path).with_suffix(".json").is_file()
+    embedded = path is not None and Path(path).is_file() and Path(path).with_suffix(".json").is_file()
     if embedded or not plain:
         codes, said = load_latents(path)
         file, shape, dtype = io.BytesIO(codes.tobytes()), codes.shape, codes.dtype
@@ -324,7 +324,8 @@ def soundtrack(asked, meta, path, T, fps):
     track = np.zeros((2, round(T * RATE / fps)), np.int16)                              # 12 MB a minute
     files, spans, how = [asked], [(0, 0, track.shape[1], 0)], "from its beginning"
     if of_source:
-        files = [s if Path(s).exists() else str(Path(path).with_name(Path(s).name)) for s in named]
+        # Or beside the codes. PureWindowsPath knows the names of every system
+        files = [s if Path(s).exists() else str(Path(path).with_name(PureWindowsPath(s).name)) for s in named]
     if same_speed and (of_source or len(named) == 1):
         frames = json.loads(Path(path).with_suffix(".json").read_text(encoding="utf-8"))["frames"]
         spans = spans_of(frames, fps)
@@ -333,20 +334,23 @@ def soundtrack(asked, meta, path, T, fps):
         return None, "no sound, as the time stamps of the source start again"
 
     # What is there; the rest stays silent
-    heard = set()
+    heard, until = set(), 0
     for k, file in enumerate(files):
         for at, piece in read_sound(file):
-            heard.add(file)
             for source, first, end, shift in spans:
                 a, b = max(at, first + shift), min(at + piece.shape[1], end + shift)
                 if source == k and a < b:
                     track[:, a - shift:b - shift] = piece[:, a - at:b - at]
+                    heard.add(file)
+                    until = max(until, b - shift)
     silent = ", ".join(file for file in files if file not in heard)
+    ends = f", silent after {until / RATE:.1f} s" if track.shape[1] - until > RATE / 5 else ""
     if heard:
-        return track, f"sound of {', '.join(sorted(heard))} {how}" + (silent and f", none in {silent}")
+        return track, f"sound of {', '.join(sorted(heard))} {how}" + (silent and f", none in {silent}") + ends
     if of_source:
-        return None, f"no sound, as {silent} has none or is not there"
-    raise InputError(f"--audio {asked} cannot be read or has no sound; name another file, source or none.")
+        return None, f"no sound, as {silent} has none for these frames or is not there"
+    raise InputError(f"--audio {asked} cannot be read or has no sound for these frames; name another file, "
+                     f"source or none.")
 
 
 def main(args):
@@ -354,7 +358,9 @@ def main(args):
     seeds, photos = parse_seeds(args.seed or []), args.actor or []
     path = None if args.trajectory in (None, "-") else args.trajectory
     name, reference = path or "standard input", args.reference_frame
-    if path is None and sys.stdin.isatty():
+    if args.fps is not None and not 0.1 <= args.fps <= 1000:
+        raise InputError(f"--fps {args.fps}: give --fps from 0.1 to 1000.")
+    if path is None and (sys.stdin is None or sys.stdin.isatty()):
         raise InputError("no trajectory: name a .npy, or pipe one in: python sample.py | python transfer.py.")
 
     # On the CPU every core renders its own pictures: small convolutions split among cores mostly wait.
@@ -387,6 +393,8 @@ def main(args):
             raise InputError(f"the codes of {what} are of the image model {other['name']} (sha256 "
                              f"{other['sha256'][:12]}...), not of {model.name} ({model.sha256[:12]}...); "
                              f"name the right one with --model.")
+    if args.face is not None and not set(photos) - {"none"}:
+        raise InputError(f"--face {args.face} is of a photo; name one with --actor.")
     if not 0 <= (reference or 0) < T:
         raise InputError(f"--reference-frame {reference}: {name} has frames 0 to {T - 1}.")
 
@@ -405,7 +413,13 @@ def main(args):
 
     # Picture and sound
     fps = Fraction(args.fps or meta.get("fps", motion["fps"])).limit_denominator(1001)
-    sound, heard = soundtrack(args.audio, meta, path, T, fps)
+    try:
+        sound, heard = soundtrack(args.audio, meta, path, T, fps)
+    except (KeyError, IndexError, TypeError, AttributeError, OverflowError, ValueError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"{Path(path).with_suffix('.json')} does not say as embed.py does where the frames "
+                         f"are from ({type(error).__name__}: {error}); use --audio none.") from None
     cells = N * len(new)
     columns = len(new) if N > 1 and len(new) > 1 else math.ceil(math.sqrt(cells))
     batch = pictures_at_once(painter)
