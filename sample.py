@@ -76,7 +76,7 @@ def write_npy(file, chunks, shape, progress):
 def main(args):
     if args.output == "-" and (sys.stdout is None or sys.stdout.isatty()):
         raise InputError("the trajectory is binary data, and standard output is a terminal or closed: pipe "
-                         "it into transfer.py (python sample.py | python transfer.py) or name a file with -o.")
+                         "it into transfer.py (python sample.py | python transfer.py) or use -o FILE.")
     if args.t < 1 or args.n < 1 or not 0 <= args.seed <= 2 ** 32 - args.n:
         raise InputError(f"--t {args.t} --n {args.n} --seed {args.seed}: a trajectory has at least 1 frame, "
                          f"there is at least one, and a seed is a whole number from 0 to {2 ** 32 - args.n}.")
