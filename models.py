@@ -633,7 +633,8 @@ REFUSED = (
      "of ONNX, Keras or NumPy, a picture or a video, and not of PyTorch"),
     (r"(^|/)constants\.pkl$", "TorchScript, a compiled network: name the checkpoint that it was made from"),
     (r"^dnnlib\.tflib", "a TensorFlow pickle: convert it with legacy.py of stylegan2-ada-pytorch"),
-    (r"^(os|posix|nt|subprocess|pathlib\.(_local\.)?Path)\.|^(__)?builtins?(__)?\.(eval|exec|compile|__import__|getattr|open)$|"
+    (r"^(os|posix|nt|subprocess|pathlib\.(_local\.)?Path)\.|"
+     r"^(__)?builtins?(__)?\.(eval|exec|compile|__import__|getattr|open)$|"
      r"^(runpy|importlib|shutil|socket|webbrowser|pty|commands|ctypes|_?pickle)\.",
      "made to run commands, which was not done: delete it"),
     (r"synthesis\.(L\d+_\d+_\d+|input\.(freqs|weight))", "a StyleGAN3, another network"),

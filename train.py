@@ -198,7 +198,7 @@ def sample_windows(nets, i, s, draws, k):
         with torch.no_grad():
             pool.copy_(torch.where(draws["renew"][k][:, None], h[:, :len(pool)], later).transpose(0, 1))
         h, s = torch.cat([h, later], 1), torch.cat([s, draws["s"][k, len(i):]])
-    # cuDNN's recurrent kernels have no second derivative, which the angle penalty needs
+    # cuDNN's recurrent kernels have no second derivative, which the angle penalty needs here, not above
     with torch.backends.cudnn.flags(enabled=not torch.is_grad_enabled()):
         tail = G.roll(s, h)[0]
     l = torch.cat([h[3][:, None], tail], 1)                                     # (B, T, 32)
