@@ -19,6 +19,7 @@ import collections
 import contextlib
 import functools
 import hashlib
+import importlib
 import io
 import math
 import os
@@ -69,18 +70,59 @@ def mlp(widths):
     return nn.Sequential(*(layer for a, b in pairs for layer in (nn.Linear(a, b), nn.LeakyReLU(SLOPE))))
 
 
-class MotionGenerator(nn.Module):
-    """G: noise -> trajectory of W+ codes. i (B, 32), s (B, T-1, 32) -> w (B, T, L, D).
+class Translator(nn.Module):
+    """T (table 6): motion codes -> W+ codes; and what every motion model does in the same way.
+
+    A motion model adds `kind` (its name in MOTION_MODELS), `start`, `memory`, `noise` (numbers of i, rows of
+    its memory h, numbers of each s_k), `hidden(i)` -> h (memory, B, 32), on which alone the future depends,
+    `code(h)` -> the motion code (B, code) of the frame that h stands at, and `roll(s, h)` -> the next K of
+    them (B, K, code), h after them. code: width of a motion code, T's input. width: of T, 512 = D in the
+    paper; ours: D where D is not 512.
+    """
+
+    def __init__(self, L, D, code=32, width=None):
+        super().__init__()
+        width = width or D
+        self.L, self.D, self.width = L, D, width
+
+        # BatchNorm + affine + PixelNorm, 4 layers, BatchNorm + affine, 18 parallel (linear + LeakyReLU +
+        # BatchNorm); these are computed as one linear layer of L D outputs that starts as nn.Linear does
+        self.translate_in = nn.Sequential(nn.BatchNorm1d(code), nn.Linear(code, width), PixelNorm(),
+                                          *mlp(5 * [width]), nn.BatchNorm1d(width), nn.Linear(width, width))
+        self.rows = nn.Parameter(torch.empty(L, width, D).uniform_(-1, 1) / math.sqrt(width))
+        self.rows_bias = nn.Parameter(torch.empty(L, D).uniform_(-1, 1) / math.sqrt(width))
+        self.rows_norm = nn.BatchNorm1d(L * D)
+
+    def translate(self, l):
+        """T: motion codes (..., code) -> W+ codes (..., L, D)."""
+        v = self.translate_in(l.flatten(0, -2))                                 # (N, width)
+        weight = self.rows.transpose(1, 2).reshape(-1, self.width)              # (L D, width)
+        w = F.linear(v, weight, self.rows_bias.flatten())                       # (N, L D)
+        w = self.rows_norm(F.leaky_relu_(w, SLOPE))
+        return w.reshape(*l.shape[:-1], self.L, self.D)
+
+    def motion(self, i, s):
+        """i (B, start), s (B, T-1, noise) -> l (B, T, code), the first of them code(hidden(i))."""
+        h = self.hidden(i)
+        return torch.cat([self.code(h)[:, None], self.roll(s, h)[0]], 1)
+
+    def forward(self, i, s):
+        return self.translate(self.motion(i, s))                                # (B, T, L, D)
+
+
+class MotionGenerator(Translator):
+    """G = (H, P, T): noise -> trajectory of W+ codes. i (B, 32), s (B, T-1, 32) -> w (B, T, L, D).
 
     H (table 4) hallucinates the memory of three GRU cells from i, the fourth starts as i. P (table 5) is four
     stacked GRU cells; the fourth's memory is the motion code l. T (table 6) translates each l_k, l_0 = i, to
-    a W+ code. width: of T, 512 = D in the paper; ours: D where D is not 512.
+    a W+ code.
     """
 
+    kind, memory = "stylevideogan", 4
+
     def __init__(self, L, D, noise=32, width=None):
-        super().__init__()
-        width = width or D
-        self.L, self.D, self.noise, self.width = L, D, noise, width
+        super().__init__(L, D, noise, width)
+        self.noise = self.start = noise
 
         # H. The hidden widths are open; ours: that of the output, 3 x 32, so that no layer is a bottleneck
         self.hallucinate = nn.Sequential(*mlp([noise] + 4 * [3 * noise]), nn.BatchNorm1d(3 * noise))
@@ -88,39 +130,31 @@ class MotionGenerator(nn.Module):
         # P
         self.produce = nn.GRU(noise, noise, num_layers=4, batch_first=True)
 
-        # T: BatchNorm + affine + PixelNorm, 4 layers, BatchNorm + affine, 18 parallel (linear + LeakyReLU +
-        # BatchNorm); these are computed as one linear layer of L D outputs that starts as nn.Linear does
-        self.translate_in = nn.Sequential(nn.BatchNorm1d(noise), nn.Linear(noise, width), PixelNorm(),
-                                          *mlp(5 * [width]), nn.BatchNorm1d(width), nn.Linear(width, width))
-        self.rows = nn.Parameter(torch.empty(L, width, D).uniform_(-1, 1) / math.sqrt(width))
-        self.rows_bias = nn.Parameter(torch.empty(L, D).uniform_(-1, 1) / math.sqrt(width))
-        self.rows_norm = nn.BatchNorm1d(L * D)
-
     def hidden(self, i):
         """Start noise (B, 32) -> memory of the four cells (4, B, 32): (H(i), i)."""
         B, noise = i.shape
         h = self.hallucinate(i).reshape(B, 3, noise).transpose(0, 1)            # (3, B, 32)
         return torch.cat([h, i[None]])                                          # (4, B, 32)
 
+    def code(self, h):
+        """l of the frame that memory (4, B, 32) stands at: (B, 32)."""
+        return h[3]
+
     def roll(self, s, h):
         """P: noise (B, K, 32), memory (4, B, 32) -> next K motion codes (B, K, 32), memory after them."""
         return self.produce(s, h)
 
-    def motion(self, i, s):
-        """i (B, 32), s (B, T-1, 32) -> l (B, T, 32), l_0 = i."""
-        return torch.cat([i[:, None], self.roll(s, self.hidden(i))[0]], 1)
 
-    def translate(self, l):
-        """T: motion codes (..., 32) -> W+ codes (..., L, D)."""
-        lead = l.shape[:-1]
-        v = self.translate_in(l.reshape(-1, self.noise))                        # (N, width)
-        weight = self.rows.transpose(1, 2).reshape(-1, self.width)              # (L D, width)
-        w = F.linear(v, weight, self.rows_bias.flatten())                       # (N, L D)
-        w = self.rows_norm(F.leaky_relu_(w, SLOPE))
-        return w.reshape(*lead, self.L, self.D)
+# Of baselines/, kind: (module, class). A motion file names its kind; what does not stand here is not imported
+MOTION_MODELS = {}
 
-    def forward(self, i, s):
-        return self.translate(self.motion(i, s))                                # (B, T, L, D)
+
+def motion_model(kind):
+    """The class of a kind of motion model. Raises KeyError."""
+    if kind == MotionGenerator.kind:
+        return MotionGenerator
+    module, name = MOTION_MODELS[kind]
+    return getattr(importlib.import_module(f"baselines.{module}"), name)
 
 
 def fours(x):
