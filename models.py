@@ -185,6 +185,9 @@ class MotionCritic(nn.Module):
         self.register_buffer("mean", torch.zeros(L, D))
         self.register_buffer("std", torch.ones(L, D))
 
+        # ours: weights of a constant input that is 1 in windows which do not begin with i
+        self.later = nn.Parameter(torch.zeros(width))
+
         # E: 2 layers to 512, 4 to 32. The widths of the last four are open; ours: full width until the last
         self.extract = nn.ModuleList([nn.Linear(L * D, width), *(nn.Linear(width, width) for _ in range(4)),
                                       nn.Linear(width, 32)])
@@ -204,14 +207,16 @@ class MotionCritic(nn.Module):
     def forward(self, w):
         return self.score(self.first_layer(w))
 
-    def first_layer(self, w):
-        """Codes (..., L, D), scaled, through the first linear layer: (..., width), before its LeakyReLU.
+    def first_layer(self, w, later=0.0):
+        """Codes (B, T, L, D), scaled, through the first linear layer: (B, T, width), before its LeakyReLU.
 
-        The scale is folded into the layer, as w is far larger than its weights.
+        The scale is folded into the layer, as w is far larger than its weights. later (B, 1, 1): 1 for
+        windows that lie further on in their trajectory, 0 for those that begin with i (ours).
         """
         first = self.extract[0]
         weight = first.weight / self.std.flatten()                              # (width, L D)
-        return F.linear(w.flatten(-2), weight, first.bias - weight @ self.mean.flatten())
+        p = F.linear(w.flatten(-2), weight, first.bias - weight @ self.mean.flatten())
+        return p + later * self.later
 
     def score(self, p, slopes=None):
         """The rest: first-layer outputs (B, T, width) -> (B,). slopes: a list that gets each LeakyReLU's."""

@@ -4,12 +4,13 @@
     python train.py latents.npy --steps 2000 -o motion.pt  # length in generator steps instead
     python train.py latents.npy --resume                   # go on exactly as if never stopped, or begin
     python train.py monday.npy tuesday.npy                 # several videos of one actor, one image model
+    python train.py latents.npy --holdout unseen.npy       # judged on video that it does not learn from
     python train.py latents.npy --recipe paper             # the paper's own settings where it states them
     torchrun --nproc-per-node=4 train.py latents.npy       # the batch shared by 4 processes (GPUs or cores)
 
 Fox et al., BMVC 2021 (arXiv:2107.07224), sec. 3 and supplement 2.1; no picture is rendered. H, P, T, C and
-the penalties are in models.py. Writes motion.pt (all that sample.py needs), motion.best.pt (the same at the
-best report), motion.state.pt (every minute: all that --resume needs) and motion.csv (a row per report).
+the penalties are in models.py. Writes motion.pt (all that sample.py needs), motion.state.pt (every minute:
+all that --resume needs) and motion.csv (a row per report).
 
 Shapes: N training frames, B batch, T frames of a window, L style rows, D style width. On a CPU one seed,
 number of threads and number of processes give one result bit for bit, interrupted or not; on CUDA the random
@@ -43,19 +44,21 @@ from models import InputError, MotionCritic, MotionGenerator, gradient_angle_pen
 
 NOISE = 32          # width of i, of each s_k and l_k (sec. 3)
 COMPONENTS = 32     # directions of the PCA (sec. 3, offset trick)
-EPOCHS = 350        # (sec. 3). What one is, is open; ours: the critics see as many real windows as there are
+EPOCHS = 350        # (sec. 3). What one is, is open; ours: the critic sees as many real windows as there are
 STEPS = 2400        # ours: no fewer generator steps, as 350 epochs of a minute's video are only 1,400
+HELD = 10           # ours: the last tenth of the longest clip is not trained on, but judged by
 SHORT = 2048        # sampled windows per report, as many as the paper's FVD takes (suppl. 2.2)
 LONG = 128, 400     # long samples per report and their frames (suppl. 2.2: 128 samples, 400 frames for ACD)
 PER_LONG = 16       # windows cut from each long sample: 128 x 16 = 2048 again
 SPACE = 64          # ours: principal directions of windows in which distances are measured; 2048 windows
 #                     determine a 64 x 64 covariance well, but not the 800 x 800 one of 25 x 32 coordinates
 REESTIMATE = 96     # ours: batches for BatchNorm's statistics; 16 moved a short distance from 7.5 to 9.1 %
-OFFSET_RISE = 100   # ours: steps in which the offset noise rises to its full size, so that critics can follow
 DIVERGED = 10       # ours: times the distance of two windows, the most that a critic of slope 1 can claim
 SAVE_SECONDS = 60   # ours: a kill loses at most a minute
 AGREE = 10          # ours: steps after which several processes ask each other whether to stop or save
-STATE = 2           # version of motion.state.pt
+STATE = 3           # version of motion.state.pt
+# TF32 on CUDA; on a CPU what torch makes of it (AVX-512 without AMX: 2.2 times as fast, within 5e-7)
+MATMUL = "medium"
 LOGGED = "wasserstein", "gp", "generator", "gap", "phi"             # what a step returns
 
 
@@ -75,31 +78,22 @@ METHOD = {
     "lambda_gp": (50.0, 50.0, number(float, 0), "weight of the gradient penalty (sec. 3)"),
     "lambda_gap": (100.0, 100.0, number(float, 0), "weight of the gradient angle penalty (sec. 3)"),
     "ema": (0.997, 0.997, number(float, 0, 1), "momentum of averaged weights (suppl. 2.1; sec. 3: 0.995)"),
-    # 0.005 (suppl. 2.1) with one critic step did not learn in 1,600 steps of a prototype
+    # 0.005 (suppl. 2.1) diverged on ten minutes, with Adam's own betas
     "lr": (0.001, 0.005, number(float, 0), "learning rate of Adam"),
-    # Adam's steps are of one size, so weights that start ten times as large learn ten times as slowly
-    "lr_recurrence": (5.0, 1.0, number(float, 0), "times --lr, for H and P (ours)"),
-    # Without it the distances keep jumping. A matter of the step alone, so that a training may be prolonged
-    "lr_half_life": (300.0, math.inf, number(float, 1e-9), "epochs after which --lr is halved (ours)"),
     "betas": ([0.5, 0.99], [0.9, 0.999], number(float, 0, 1), "of Adam (open; ours: DCGAN's first)"),
-    # With three, distances fall further per minute, and much further per step, than with one
+    # With a constant rate the distances of one training go up and down by as much as two trainings differ
+    "decay": (0.5, 0.0, number(float, 0, 1.01), "last share of steps, in which --lr falls to 0 (ours)"),
+    # With one, distances on ten minutes stay three times as large per step
     "critic_steps": (3, 3, number(int, 1), "per generator step (open; ours)"),
     # In the paper all windows begin with i (0), and samples of 400 frames go on from there untrained
-    "horizon": (400, 0, number(int, 0), "frames within which sampled windows begin (ours)"),
-    # Without it, critics learn the training windows by heart
-    "instance_noise": (0.5, 0.0, number(float, 0), "differences of real windows added, times this (ours)"),
-    # Where the head is on the whole, a video says little of: one level leaves this to the critics, one not
-    "offset_noise": ([0.7, 4.0], [0.0], number(float, 0), "the same of their means, levels in turn (ours)"),
-    "offset_from": (1400, 1400, number(int, 0), "steps after which the offset noise begins (ours)"),
-    "start": ("ours", "ours", ("ours", "torch"), "of H and P: start(), or torch's own"),
-    # TF32 on CUDA; on a CPU what torch makes of it (AVX-512 without AMX: 2.2 times as fast, within 5e-7)
-    "matmul": ("medium", "highest", ("highest", "high", "medium"), "precision of products (ours)"),
+    "horizon": (400, 0, number(int, 0), "mean length in frames of sampled trajectories (ours)"),
+    "start": ("ours", "torch", ("ours", "torch"), "of H and P: start(), or torch's own"),
     "seed": (0, 0, int, "of all random numbers"),
 }
 
 
 # ------------------------------------------------------------------------------------------------------------
-# The paper's step (sec. 3). There, `first` is the whole batch, one critic sees it, and nothing is added to it
+# The paper's step (sec. 3). There, all windows begin with i: later_windows() is 0
 # ------------------------------------------------------------------------------------------------------------
 
 def train_step(nets, adam, draws, codes, starts, args):
@@ -108,38 +102,31 @@ def train_step(nets, adam, draws, codes, starts, args):
     nets, adam: of networks(); draws: of draw(); codes (N, L, D); starts (n,): first frames of all real
     windows. Nothing here waits for the device.
     """
-    G, norm, T = nets.G, nets.norm, args.window
-    first = draws["i"].shape[1] - len(nets.pool)                                # windows that begin with i
-    critics = list(zip(nets.C, (slice(0, first), slice(first, None))))          # and the windows of each
+    G, C, norm, T = nets.G, nets.C, nets.norm, args.window
+    (_, B), first = draws["place"].shape, draws["i"].shape[1]
+    later = (torch.arange(B, device=codes.device) >= first).float()[:, None, None]          # (B, 1, 1)
 
     for k in range(args.critic_steps):
         # Windows. The fakes of the last critic step are also those of the generator step and need gradients
         last = k == args.critic_steps - 1
-        i, s = draws["i"][k, :first].requires_grad_(last), draws["s"][k, :first].requires_grad_(last)
+        i, s = draws["i"][k].requires_grad_(last), draws["s"][k].requires_grad_(last)
         with torch.set_grad_enabled(last):
             l, w = sample_windows(nets, i, s, draws, k)                         # (B, T, 32), (B, T, L, D)
         frames = starts[draws["place"][k]][:, None] + torch.arange(T, device=starts.device)
         real = codes[frames]                                                    # (B, T, L, D)
 
         # Critic: mean C(w) - mean C(real) + lambda_GP mean (|dC/dw| - 1)^2
-        loss_C = gp = 0.0
-        for C, of in critics:
-            p_real, p_fake = C.first_layer(real[of]), C.first_layer(w[of].detach())     # (b, T, width)
-            p_real, p_fake = add_noise(p_real, p_fake, draws["tau"][k, of], args)
-            loss_C = loss_C + (C.score(p_fake).mean() - C.score(p_real).mean()) / len(critics)
-            gp = gp + gradient_penalty(C, p_real, p_fake, draws["mix"][k, of]) / len(critics)
+        p_real, p_fake = C.first_layer(real, later), C.first_layer(w.detach(), later)       # (B, T, width)
+        loss_C = C.score(p_fake).mean() - C.score(p_real).mean()
+        gp = gradient_penalty(C, p_real, p_fake, draws["mix"][k])
         adam["C"].zero_grad()
         (loss_C + args.lambda_gp * gp).backward()
-        average([p.grad for p in nets.C.parameters()])
+        average([p.grad for p in C.parameters()])
         adam["C"].step()
 
     # Generator: -mean C(w) + lambda_GAP mean max(0, pi/4 - phi)^2, phi for the windows that begin with i
-    nets.C.requires_grad_(False)
-    loss_G = 0.0
-    for C, of in critics:
-        p_real, p_fake = C.first_layer(real[of]), C.first_layer(w[of])
-        _, p_fake = add_noise(p_real, p_fake, draws["tau"][k, of], args)
-        loss_G = loss_G - C.score(p_fake).mean() / len(critics)
+    C.requires_grad_(False)
+    loss_G = -C.score(C.first_layer(w, later)).mean()
     norm.update((l[:first, -1] - l[:first, 0]).detach())
     average([norm.mean, norm.var])
     gap, phi = gradient_angle_penalty(l[:first], i, s, norm)
@@ -147,7 +134,7 @@ def train_step(nets, adam, draws, codes, starts, args):
     (loss_G + args.lambda_gap * gap).backward()
     average([p.grad for p in G.parameters()])
     adam["G"].step()
-    nets.C.requires_grad_(True)
+    C.requires_grad_(True)
 
     # EMA of the generator's weights; draws["ema"] is 1 - momentum
     with torch.no_grad():
@@ -157,84 +144,43 @@ def train_step(nets, adam, draws, codes, starts, args):
 
 
 def draw(rng, step, places, args):
-    """Random numbers of one step, (critic steps, B, ...), from a CPU generator: the same on any device."""
+    """Random numbers of one step, (critic steps, windows, ...), from a CPU generator: alike on any device."""
     K, B, T, late = args.critic_steps, args.batch, args.window, later_windows(args)
-    shares = [n for n in (B - late, late) if n]                     # of each critic
-    turns = max(1, (args.horizon - 1) // (T - 1))                   # windows in a trajectory, end to end
-    calls = step * K + torch.arange(K)
-    return {"place": torch.stack([torch.cat([spread(rng, places, n) for n in shares]) for _ in range(K)]),
+    return {"place": torch.randint(places, (K, B), generator=rng),
             "mix": torch.rand(K, B, 1, 1, generator=rng),           # of the gradient penalty
-            "i": torch.randn(K, B, NOISE, generator=rng),           # N(0, 1), as s (sec. 3)
-            "s": torch.randn(K, B, T - 1, NOISE, generator=rng),
-            "before": torch.randn(K, late, T - 1, NOISE, generator=rng),        # s of the frames before
-            "renew": (calls[:, None] + torch.arange(late)) % turns == 0,        # trajectories that begin anew
-            "tau": offset_noise(step, args),
+            "i": torch.randn(K, B - late, NOISE, generator=rng),    # N(0, 1), as s (sec. 3)
+            "s": torch.randn(K, B - late, T - 1, NOISE, generator=rng),
+            "later": torch.randn(K, late, T - 1, NOISE, generator=rng),         # s of the later windows
+            "renew": torch.rand(K, late, generator=rng) * args.horizon < T,     # trajectories that end
             "ema": torch.tensor(1 - min(args.ema, (step + 1) / (step + 10)))}   # ours: short memory at first
 
 
 # ------------------------------------------------------------------------------------------------------------
-# Ours: what the paper leaves open or does not have. --recipe paper does without later windows and noise
+# Ours: later windows, and where the networks start. --recipe paper does without
 # ------------------------------------------------------------------------------------------------------------
 
 def later_windows(args):
-    """How many windows of a batch lie further on in their trajectories: half; none if no second one fits."""
-    return args.batch // 2 if args.horizon >= 2 * args.window - 1 else 0
+    """How many windows of a batch lie further on in their trajectories: half, or none."""
+    return args.batch // 2 if args.horizon else 0
 
 
 def sample_windows(nets, i, s, draws, k):
     """Windows of sampled motion: motion codes l (B, T, 32) and W+ codes w (B, T, L, D).
 
     i (b, 32), s (b, T-1, 32). In the paper l = G.motion(i, s), w = G.translate(l). The other B - b windows
-    lie further on: from the memories in the pool (B - b, 4, 32), where an earlier call left off, T-1 frames
-    are made of the noise `before`, and the window follows; its gradients reach back through these frames.
-    Where `renew` says so, the next call begins anew, with the i of one of the first.
+    go on where the last call's ended, from the memories in the pool (B - b, 4, 32). Where `renew` says so,
+    a trajectory ends there, and one that has just begun takes its place.
     """
-    G, pool = nets.G, nets.pool
-    h = G.hidden(i)                                                             # (4, b, 32)
-    if len(pool):
-        # clone: the backward pass needs the memories as they were, and pool is overwritten
-        memory = pool.transpose(0, 1).clone(memory_format=torch.contiguous_format)
-        later = G.roll(draws["before"][k], memory)[1]                           # (4, B - b, 32)
-        with torch.no_grad():
-            pool.copy_(torch.where(draws["renew"][k][:, None], h[:, :len(pool)], later).transpose(0, 1))
-        h, s = torch.cat([h, later], 1), torch.cat([s, draws["s"][k, len(i):]])
-    # cuDNN's recurrent kernels have no second derivative, which the angle penalty needs here, not above
+    G, pool, b = nets.G, nets.pool, len(i)
+    h, s = G.hidden(i), torch.cat([s, draws["later"][k]])
+    h = torch.cat([h, pool.transpose(0, 1)], 1)                                 # (4, B, 32)
+    # cuDNN's recurrent kernels have no second derivative, which the angle penalty needs
     with torch.backends.cudnn.flags(enabled=not torch.is_grad_enabled()):
-        tail = G.roll(s, h)[0]
-    l = torch.cat([h[3][:, None], tail], 1)                                     # (B, T, 32)
+        tail, end = G.roll(s, h)                                                # (B, T-1, 32), (4, B, 32)
+    with torch.no_grad():
+        pool.copy_(torch.where(draws["renew"][k][:, None], end[:, :len(pool)], end[:, b:]).transpose(0, 1))
+    l = torch.cat([G.code(h)[:, None], tail], 1)                                # (B, T, 32)
     return l, G.translate(l)
-
-
-def spread(rng, places, n):
-    """n of the numbers 0 to places - 1, evenly spaced from a random first one, in random order: (n,) int64.
-
-    The yaw of independently drawn windows alone moves a critic's mean by more than what is to be learned.
-    """
-    where = (torch.arange(n) + torch.rand((), generator=rng, dtype=torch.float64)) * (places / n)
-    return where.long().clamp_max(places - 1)[torch.randperm(n, generator=rng)]
-
-
-def offset_noise(step, args):
-    """tau of add_noise() for the windows of a batch (critic steps, B), who take the levels in turn.
-
-    None before --offset-from, as it hides from the critics what G learns first; then it rises.
-    """
-    rise = min(1.0, max(0.0, (step - args.offset_from) / OFFSET_RISE))
-    levels = torch.tensor(args.offset_noise)
-    return rise * levels[torch.arange(args.batch) % len(levels)].expand(args.critic_steps, -1)
-
-
-def add_noise(real, fake, tau, args):
-    """Instance and offset noise on real and sampled windows (b, T, width), of differences of real windows.
-
-    Its covariance is --instance-noise^2 times that of real windows and, the same in all frames of a window,
-    tau^2 (b,) times that of their means. The rows that are subtracted lie a quarter of the batch apart.
-    """
-    quarter, mean = max(1, len(real) // 4), real.mean(1, keepdim=True)          # (b, 1, width)
-    a, b, c = (real.roll(k * quarter, 0) for k in (1, 2, 3))
-    e, f, g = (mean.roll(k * quarter + quarter // 2, 0) for k in (1, 2, 3))
-    sigma, tau = args.instance_noise / math.sqrt(2), tau.view(-1, 1, 1) / math.sqrt(2)
-    return real + sigma * (a - b) + tau * (e - f), fake + sigma * (b - c) + tau * (f - g)
 
 
 @torch.no_grad()
@@ -287,11 +233,11 @@ def reestimate_batchnorm(G, args, rng):
         h = G.hidden(torch.randn(args.batch, NOISE, generator=rng).to(device))              # (4, B, 32)
         if late:
             # of any age, about as in training
-            age = int(torch.randint(1, args.horizon - args.window + 1, (), generator=rng))
+            age = 1 + int(torch.randint(args.horizon, (), generator=rng))
             s = torch.randn(late, age, NOISE, generator=rng).to(device)
-            h = torch.cat([h[:, :-late], G.roll(s, h[:, -late:].contiguous())[1]], 1)
+            h = torch.cat([h[:, late:], G.roll(s, h[:, :late].contiguous())[1]], 1)
         s = torch.randn(args.batch, args.window - 1, NOISE, generator=rng).to(device)
-        G.translate(torch.cat([h[3][:, None], G.roll(s, h)[0]], 1))
+        G.translate(torch.cat([G.code(h)[:, None], G.roll(s, h)[0]], 1))
     G.eval()
 
 
@@ -299,42 +245,30 @@ def reestimate_batchnorm(G, args, rng):
 # What is trained, on one device or by several processes
 # ------------------------------------------------------------------------------------------------------------
 
-def networks(codes, late, args):
-    """All that a step changes, on the device of codes (N, L, D): nets.G, .C (a critic, two if there are later
-    windows), .ema, .norm of the angle penalty, .pool (late, 4, 32) of sample_windows(); and Adam for both."""
+def networks(codes, args):
+    """All that a step changes, on the device of codes (N, L, D): nets.G, .C, .ema, .norm of the angle
+    penalty, .pool (late, 4, 32) of sample_windows(); and Adam for G and C."""
     device, (_, L, D) = codes.device, codes.shape
+    mean, std = codes.mean(0).cpu(), codes.std(0).cpu()                         # (L, D)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(args.seed)
-        G = MotionGenerator(L, D, NOISE)
-        C = nn.ModuleList(MotionCritic(L, D, args.window) for _ in range(2 if late else 1))
-    mean, std = codes.mean(0).cpu(), codes.std(0).cpu()                         # (L, D)
-    start(G, mean, std, args.start == "ours")
-    # Open in the paper; ours: one scale for all entries. Unit variance per entry would blow up those that
-    # hold little but the encoder's noise: the share of windows beyond the PCA rises from 1.2 to 3.1 %
-    for critic in C:
-        critic.set_scale(mean, std.square().mean().sqrt().expand_as(std))
-    ema = copy.deepcopy(G).requires_grad_(False)
-    nets = nn.ModuleDict({"G": G, "C": C, "ema": ema, "norm": models.RunningNorm(NOISE)})
-    nets.register_buffer("pool", torch.zeros(late, 4, NOISE))
+        G, C = MotionGenerator(L, D, NOISE), MotionCritic(L, D, args.window)
+        start(G, mean, std, args.start == "ours")
+        # Open in the paper; ours: one scale for all entries. Unit variance per entry would blow up those that
+        # hold little but the encoder's noise: the share of windows beyond the PCA rises from 1.2 to 3.1 %
+        C.set_scale(mean, std.square().mean().sqrt().expand_as(std))
+        nets = nn.ModuleDict({"G": G, "C": C, "ema": copy.deepcopy(G), "norm": models.RunningNorm(NOISE)})
+        late = later_windows(args)
+        begun = G.hidden(torch.randn(args.batch, NOISE))[:, :late].detach()     # (4, late, 32)
+    nets.register_buffer("pool", begun.transpose(0, 1).contiguous())
+    nets.ema.requires_grad_(False)
     nets.to(device).train()
 
-    # In a CUDA graph a learning rate must be a tensor, each of its own, and Adam may not look at its steps
+    # In a CUDA graph a learning rate must be a tensor, and Adam may not look at its steps
     cuda = device.type == "cuda"
     adam = functools.partial(torch.optim.Adam, betas=tuple(args.betas), fused=True, capturable=cuda)
-    recurrence = [*G.hallucinate.parameters(), *G.produce.parameters()]         # H and P
-    rest = [p for p in G.parameters() if all(p is not q for q in recurrence)]
-    groups = {"G": [{"params": recurrence, "times": args.lr_recurrence}, {"params": rest}],
-              "C": [{"params": list(C.parameters())}]}
-    for group in itertools.chain(*groups.values()):                 # each its own tensor: set_rate() fills it
-        group["lr"] = torch.tensor(args.lr, device=device) if cuda else args.lr
-    return nets, {name: adam(groups[name]) for name in groups}
-
-
-def set_rate(optimiser, lr):
-    """The learning rate, `times` it where a group has that; in place if it is a tensor that a graph knows."""
-    for group in optimiser.param_groups:
-        wanted = lr * group.get("times", 1.0)
-        group["lr"] = group["lr"].fill_(wanted) if torch.is_tensor(group["lr"]) else wanted
+    rates = [torch.tensor(args.lr, device=device) if cuda else args.lr for _ in range(2)]
+    return nets, {name: adam(nets[name].parameters(), lr=lr) for name, lr in zip("GC", rates)}
 
 
 def graph_of(step, draws, nets, adam):
@@ -512,6 +446,17 @@ def load_training_set(paths, window, log=sys.stderr):
     return codes, {**parts[0][1], "clips": clips}
 
 
+def hold_out(codes, clips, window):
+    """Take the last 1/HELD of the longest clip out of codes (N, L, D): -> what is left, its clips, [start,
+    end] of what was taken. Where that is less than four windows nothing is taken, and the last is None."""
+    start, end = max(clips, key=lambda clip: clip[1] - clip[0])
+    n = (end - start) // HELD
+    if n < 4 * window:
+        return codes, clips, None
+    kept = [(a - n * (a >= end), b - n * (b >= end)) for a, b in clips]         # those behind move up
+    return np.delete(codes, np.s_[end - n:end], 0), kept, [end - n, end]
+
+
 def window_starts(clips, window):
     """First frames of all windows that lie inside one clip: (n,) int64."""
     return torch.cat([torch.arange(start, max(start, end - window + 1)) for start, end in clips])
@@ -631,6 +576,8 @@ def options_parser():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("latents", nargs="+", metavar="LATENTS", help="latents.npy of embed.py, .npz or .pt")
     parser.add_argument("-o", "--output", default="motion.pt", help="motion model; others are put beside it")
+    parser.add_argument("--holdout", metavar="LATENTS", help="codes of unseen video of the actor, to judge "
+                        f"by; not given: the last 1/{HELD} of the longest clip, which is then not trained on")
     parser.add_argument("--resume", action="store_true", help="go on from the state beside it, if any")
     length = parser.add_mutually_exclusive_group()
     length.add_argument("--epochs", type=number(int, 1), help=f"passes over the windows: {EPOCHS} (sec. 3), "
@@ -670,10 +617,7 @@ def settle(args, state=None):
 
 def check_options(args, world=1):
     """Raise InputError for what no parser of a single option can see."""
-    if 0 < args.horizon < 2 * args.window - 1:
-        raise InputError(f"--horizon {args.horizon} has no room for a second window of {args.window}; "
-                         f"give 0 or at least {2 * args.window - 1}.")
-    unit = world * (2 if later_windows(args) else 1)                # a share for each critic of each process
+    unit = world * (2 if later_windows(args) else 1)                # windows of each sort for each process
     if args.batch < 2 * unit or world > 1 and args.batch % unit:
         more = f", and a multiple of {unit} for {world} processes." if world > 1 else "."
         raise InputError(f"--batch {args.batch} cannot be shared out: give at least {2 * unit}{more}")
@@ -700,60 +644,73 @@ def main(args):
         torch.cuda.set_device(device)                               # streams and graphs are on it
     log = sys.stderr if rank == 0 else open(os.devnull, "w")        # one process speaks and writes for all
 
-    # Data and options; all codes stay on the device as one tensor
+    # Options, and the codes to learn from and to judge by
     state = load_state(state_path) if args.resume and state_path.is_file() else None
     settle(args, state)
     check_options(args, world)
-    codes, meta = load_training_set(args.latents, args.window, log)
-    digest = hashlib.sha256(codes.tobytes() + repr(meta["clips"]).encode()).hexdigest()
+    T = args.window
+    everything, meta = load_training_set(args.latents, T, log)
+    if args.holdout:
+        codes, clips, held = everything, meta["clips"], None
+        unseen, other = load_training_set([args.holdout], T, log)
+        if other["model"] != meta["model"] or unseen.shape[1:] != codes.shape[1:]:
+            raise InputError(f"{args.holdout} has codes of another image model than {args.latents[0]}; embed "
+                             f"both videos with one.")
+        judges = {"training": (codes, clips), "holdout": (unseen, other["clips"])}
+    else:
+        codes, clips, held = hold_out(everything, meta["clips"], T)
+        judges = {"training": (codes, clips)}
+        if held:
+            judges["holdout"] = everything[slice(*held)], [(0, held[1] - held[0])]
+    digest = hashlib.sha256(codes.tobytes() + repr(clips).encode()).hexdigest()
     if state and state["digest"] != digest:
         raise InputError(f"{state_path} was trained on other codes than {', '.join(map(str, args.latents))}; "
                          f"name those, or leave out --resume to start anew.")
-    (N, L, D), T, late = codes.shape, args.window, later_windows(args)
-    pca = fit_pca(codes)
-    references = code_references(coordinates(torch.from_numpy(codes), pca), meta["clips"], T)
-    codes = torch.from_numpy(codes).to(device)                      # (N, L, D)
-    starts = window_starts(meta["clips"], T).to(device)             # (n,)
+    (N, L, D), pca = codes.shape, fit_pca(codes)
+    real = {name: code_references(coordinates(torch.from_numpy(x), pca), where, T)
+            for name, (x, where) in judges.items()}
+    codes = torch.from_numpy(codes).to(device)                      # (N, L, D), as one tensor on the device
+    starts = window_starts(clips, T).to(device)                     # (n,)
     per_epoch = math.ceil(len(starts) / (args.batch * args.critic_steps))
     steps = length(args, per_epoch)
 
     # Networks, optimisers, and the one random stream of the training
-    nets, adam = networks(codes, late // world, args)
+    nets, adam = networks(codes, args)
     rng = torch.Generator().manual_seed(args.seed)
-    pool = torch.randn(late, 4, NOISE, generator=rng)               # until trajectories have been there
     step, rows = 0, []
     if state:
         for name, optimiser in adam.items():
             groups = optimiser.state_dict()["param_groups"]
             optimiser.load_state_dict({"state": state["adam"][name], "param_groups": groups})
-        nets.load_state_dict({**state["nets"], "pool": nets.pool})
+        nets.load_state_dict(state["nets"])
         rng.set_state(state["rng"])
-        pool, step, rows = state["pool"], state["step"], state["rows"]
+        step, rows = state["step"], state["rows"]
     elif args.resume:
         print(f"{state_path} is not there yet: the training begins.", file=log)
     elif output.exists():
         print(f"{output} exists and is replaced at the first report (--resume would continue it).", file=log)
-    nets.pool.copy_(pool[rank::world])
+    whole_pool, nets.pool = nets.pool, nets.pool[rank::world].clone()
     if step >= steps:
         print(f"{output} has its {step} steps already; ask for more with --steps or --epochs.", file=log)
         return
 
     # Saving: a model for sample.py; the state for --resume
     facts = {"sizes": {"L": L, "D": D, "noise": NOISE, "width": nets.G.width}, "model": meta["model"],
-             "fps": meta["fps"], "pca": pca, "window": T, "options": vars(args), "version": 1}
+             "fps": meta["fps"], "pca": pca, "window": T, "holdout": held, "options": vars(args),
+             "version": 1}
 
     def save_model(path):
         weights = {name: value.cpu() for name, value in nets.ema.state_dict().items()}
         write_atomically(path, lambda part: torch.save({"generator": weights, "step": step, **facts}, part))
 
     def save_state():
-        pool = torch.zeros(late, 4, NOISE, device=device)
+        pool = torch.zeros_like(whole_pool)
         pool[rank::world] = nets.pool
         if world > 1:
             dist.all_reduce(pool)
         if rank == 0:
             moments = {name: optimiser.state_dict()["state"] for name, optimiser in adam.items()}
-            whole = {"nets": nets.state_dict(), "adam": moments, "pool": pool, "rng": rng.get_state(),
+            whole = {"nets": {**nets.state_dict(), "pool": pool}, "adam": moments, "rng": rng.get_state(),
                      "step": step, "rows": rows, "options": vars(args), "digest": digest, "version": STATE}
             write_atomically(state_path, lambda part: torch.save(whole, part))
 
@@ -776,23 +733,27 @@ def main(args):
 
     advance = functools.partial(train_step, nets, adam, codes=codes, starts=starts, args=args)
     if device.type == "cuda" and args.cuda_graph and not dist.is_initialized():
-        torch.set_float32_matmul_precision(args.matmul)
+        torch.set_float32_matmul_precision(MATMUL)
         advance = graph_of(advance, draws(torch.Generator()), nets, adam)
 
     # A critic of slope 1 cannot put more between two windows than their distance, about (2 T L D)^(1/2)
     too_far = DIVERGED * math.sqrt(2 * T * L * D)
-    print(f"{N} frames, {len(starts)} windows of {T}, codes {L} x {D}, {per_epoch} steps per epoch, {steps} "
-          f"steps on {device}{f' x {world}' if world > 1 else ''}", file=log)
+    judged = args.holdout or (f"{held[1] - held[0]} frames held out" if held else "nothing held out")
+    where = f"{device} x {world}" if world > 1 else device
+    print(f"{N} frames, {len(starts)} windows of {T}, {judged}; codes {L} x {D}; {per_epoch} steps an epoch, "
+          f"{steps} steps on {where}", file=log)
     totals = torch.zeros(len(LOGGED), device=device)                # since the last report, or the resume
     since, began = step, time.perf_counter()
     saved_at, stopping = began, False
     bar = tqdm(total=steps, initial=step, unit="step", mininterval=1.0, file=log)
     while step < steps and not stopping:
         # Critic, generator, EMA; sums for the log stay on the device
-        lr = args.lr * 0.5 ** (step / (args.lr_half_life * per_epoch))
+        left = (steps - step) / steps
+        lr = args.lr * (min(1.0, left / args.decay) if args.decay else 1.0)
         for optimiser in adam.values():
-            set_rate(optimiser, lr)
-        torch.set_float32_matmul_precision(args.matmul)
+            group, = optimiser.param_groups
+            group["lr"] = group["lr"].fill_(lr) if torch.is_tensor(group["lr"]) else lr     # a graph knows it
+        torch.set_float32_matmul_precision(MATMUL)
         logged = advance(draws(rng))
         torch.set_float32_matmul_precision("highest")               # for what is measured and saved
         totals += logged
@@ -827,13 +788,10 @@ def main(args):
             long = sample_coordinates(nets.ema, LONG[0], max(LONG[1], 4 * T), pca, own)     # (128, 400, 32)
             r = {"step": step, "epoch": round(step / per_epoch, 2), "lr": lr,
                  **dict(zip(LOGGED, (totals / count).tolist())),
-                 **code_distances(references, short, long), "steps_per_second": round(count / took, 3)}
+                 **code_distances(real["training"], short, long), "steps_per_second": round(count / took, 3)}
             rows.append(r)
             write_atomically(output.with_suffix(".csv"), save_rows)
             save_model(output)
-            sums = [row["short_percent"] + row["long_percent"] for row in rows]
-            if sums[-1] == min(sums):                               # distances rise and fall between reports
-                save_model(output.with_suffix(".best.pt"))
             tqdm.write(f"step {step:6d}  W {r['wasserstein']:8.3f}  phi {math.degrees(r['phi']):4.1f} deg  "
                        f"short {r['short_percent']:6.2f} %  long {r['long_percent']:6.2f} %  "
                        f"jitter {r['jitter_long']:5.2f}  {count / took:6.2f} steps/s", file=log)
@@ -848,7 +806,7 @@ def main(args):
     bar.close()
     if step < steps:
         raise KeyboardInterrupt(f"stopped at step {step} of {steps} and saved; go on with --resume.")
-    print(f"wrote {output} (step {step}) and beside it .best.pt, .state.pt, .csv", file=log)
+    print(f"wrote {output} (step {step}) and beside it .state.pt, .csv", file=log)
 
 
 if __name__ == "__main__":

@@ -154,15 +154,13 @@ def step(args):
     device, found = args.device, {}
     for L, D in SIZES[args.tiny]:
         codes, starts, options = training(L, D, args)
-        late, rng, row = train.later_windows(options), torch.Generator().manual_seed(0), {}
-        torch.set_float32_matmul_precision(options.matmul)
+        rng, row = torch.Generator().manual_seed(0), {}
+        torch.set_float32_matmul_precision(train.MATMUL)
         draws = [drawn(rng, k, starts, options, device) for k in range(COMPARED)]
         finish(device)
 
-        def fresh(graph, codes=codes, starts=starts, options=options, late=late, draws=draws):
-            nets, adam = train.networks(codes, late, options)
-            for optimiser in adam.values():
-                train.set_rate(optimiser, options.lr)
+        def fresh(graph, codes=codes, starts=starts, options=options, draws=draws):
+            nets, adam = train.networks(codes, options)
             data = {"codes": codes, "starts": starts, "args": options}
             advance = functools.partial(train.train_step, nets, adam, **data)
             example = {name: value.clone() for name, value in draws[0].items()}     # the graph overwrites it
@@ -212,9 +210,9 @@ def profile(args):
     activities += [torch.profiler.ProfilerActivity.CUDA] * (args.device.type == "cuda")
     L, D = SIZES[args.tiny][0]
     codes, starts, options = training(L, D, args)
-    nets, adam = train.networks(codes, train.later_windows(options), options)
+    nets, adam = train.networks(codes, options)
     draws = functools.partial(drawn, torch.Generator().manual_seed(0), 0, starts, options, args.device)
-    torch.set_float32_matmul_precision(options.matmul)
+    torch.set_float32_matmul_precision(train.MATMUL)
     train.train_step(nets, adam, draws(), codes, starts, options)
     with torch.profiler.profile(activities=activities, record_shapes=True) as record:
         train.train_step(nets, adam, draws(), codes, starts, options)
@@ -326,7 +324,8 @@ def resume(args):
     words, steps = small_codes(args), 4 if args.tiny else 60
     runs = (("whole", steps, ()), ("parts", steps // 2, ()), ("parts", steps, ("--resume",)))
     for name, until, more in runs:
-        script(args, *words, "-o", f"{name}.pt", "--steps", until, "--report-every", 1000, *more)
+        constant = "--decay", 0, "--report-every", 1000                         # the rate looks at --steps
+        script(args, *words, "-o", f"{name}.pt", "--steps", until, *constant, *more)
     whole, parts = (torch.load(args.folder / f"{name}.pt", weights_only=True) for name in ("whole", "parts"))
     pairs = [(whole["generator"][name], parts["generator"][name]) for name in whole["generator"]]
     return {"bit-equal": all(torch.equal(a, b) for a, b in pairs), "steps": parts["step"],

@@ -146,10 +146,10 @@ def pipe(full=False):
 # A training step. The plain way: the paper's formulas through autograd, convolutions, the codes themselves
 # ------------------------------------------------------------------------------------------------------------
 
-def plain_critic(C, w):
+def plain_critic(C, w, later):
     """What MotionCritic C says of w (B, T, L, D), its windows of four frames as convolutions."""
     first, *others = C.extract
-    x = F.leaky_relu(first(((w - C.mean) / C.std).flatten(2)), models.SLOPE)
+    x = F.leaky_relu(first(((w - C.mean) / C.std).flatten(2)) + later * C.later, models.SLOPE)
     for layer in others:
         x = F.leaky_relu(layer(x), models.SLOPE)
     *strided, last = C.judge
@@ -161,49 +161,42 @@ def plain_critic(C, w):
     return F.conv1d(x, kernel, last.bias).flatten()
 
 
-def plain_penalty(C, real, fake, mix):
+def plain_penalty(C, real, fake, later, mix):
     """WGAN-GP penalty through autograd; real, fake (B, T, L, D), mix (B, 1, 1)."""
     w = (mix[..., None] * real + (1 - mix[..., None]) * fake).requires_grad_(True)
-    gradient, = torch.autograd.grad(plain_critic(C, w).sum(), w, create_graph=True)
+    gradient, = torch.autograd.grad(plain_critic(C, w, later).sum(), w, create_graph=True)
     return ((gradient * C.std).flatten(1).norm(dim=1) - 1).square().mean()
 
 
 def plain_step(nets, adam, draws, codes, starts, args):
     """train.train_step() as one would write it down: the same numbers but for rounding."""
-    G, norm, T, pool = nets.G, nets.norm, args.window, nets.pool
-    first = draws["i"].shape[1] - len(pool)
-    groups = list(zip(nets.C, (slice(0, first), slice(first, None))))
-
-    def noisy(real, fake, tau):
-        both = train.add_noise(real.flatten(2), fake.flatten(2), tau, args)
-        return [w.reshape_as(real) for w in both]
-
+    G, C, norm, T = nets.G, nets.C, nets.norm, args.window
+    b = draws["i"].shape[1]
+    later = torch.zeros(args.batch, 1, 1, device=codes.device)
+    later[b:] = 1
     for k in range(args.critic_steps):
-        i, s = draws["i"][k, :first].requires_grad_(True), draws["s"][k, :first].requires_grad_(True)
+        i, s = draws["i"][k].requires_grad_(True), draws["s"][k].requires_grad_(True)
         with torch.backends.cudnn.flags(enabled=False):
-            h = G.hidden(i)
-            if len(pool):
-                later = G.roll(draws["before"][k], pool.transpose(0, 1).contiguous().clone())[1]
-                again = torch.where(draws["renew"][k][:, None], h[:, :len(pool)], later).detach()
-                h, s_all = torch.cat([h, later], 1), torch.cat([s, draws["s"][k, first:]])
-                pool.copy_(again.transpose(0, 1))
-            l = torch.cat([h[3][:, None], G.roll(s_all if len(pool) else s, h)[0]], 1)
+            first, end = G.roll(s, G.hidden(i))
+            l = torch.cat([i[:, None], first], 1)
+            if len(nets.pool):
+                memory = nets.pool.transpose(0, 1).contiguous().clone()
+                further, end_of_later = G.roll(draws["later"][k], memory)
+                l = torch.cat([l, torch.cat([memory[3][:, None], further], 1)])
+                begun, renew = end[:, :len(nets.pool)], draws["renew"][k][:, None]
+                nets.pool.copy_(torch.where(renew, begun, end_of_later).transpose(0, 1).detach())
             w = G.translate(l)
         frames = starts[draws["place"][k]][:, None] + torch.arange(T, device=starts.device)
-        real, tau = codes[frames], draws["tau"][k]
-        loss_C = gp = 0
-        for C, of in groups:
-            a, b = noisy(real[of], w[of].detach(), tau[of])
-            loss_C = loss_C + (plain_critic(C, b).mean() - plain_critic(C, a).mean()) / len(groups)
-            gp = gp + plain_penalty(C, a, b, draws["mix"][k, of]) / len(groups)
+        real, fake = codes[frames], w.detach()
+        loss_C = plain_critic(C, fake, later).mean() - plain_critic(C, real, later).mean()
+        gp = plain_penalty(C, real, fake, later, draws["mix"][k])
         adam["C"].zero_grad()
         (loss_C + args.lambda_gp * gp).backward()
         adam["C"].step()
 
-    scores = [plain_critic(C, noisy(real[of], w[of], tau[of])[1]).mean() for C, of in groups]
-    loss_G = -sum(scores) / len(groups)
-    norm.update((l[:first, -1] - l[:first, 0]).detach())
-    gap, phi = models.gradient_angle_penalty(l[:first], i, s, norm)
+    loss_G = -plain_critic(C, w, later).mean()
+    norm.update((l[:b, -1] - l[:b, 0]).detach())
+    gap, phi = models.gradient_angle_penalty(l[:b], i, s, norm)
     adam["G"].zero_grad()
     (loss_G + args.lambda_gap * gap).backward()
     adam["G"].step()
@@ -222,14 +215,14 @@ def training(full=False):
         codes, starts = torch.randn(400, L, D, device=device), torch.arange(376, device=device)
         ways = {}
         for name, step in (("ours", train.train_step), ("plain", plain_step)):
-            nets, adam = train.networks(codes, train.later_windows(args), args)
+            nets, adam = train.networks(codes, args)
             rng = torch.Generator().manual_seed(0)
 
             def go(step=step, nets=nets, adam=adam, rng=rng, args=args, codes=codes, starts=starts):
                 draws = {key: v.to(device) for key, v in train.draw(rng, 2000, len(starts), args).items()}
                 step(nets, adam, draws, codes, starts, args)
             ways[name] = go
-        torch.set_float32_matmul_precision(args.matmul)
+        torch.set_float32_matmul_precision(train.MATMUL)
         yield f"a step, batch {args.batch}, codes {L} x {D}", in_turns(ways, 5 if full else 2, device)
         torch.set_float32_matmul_precision("highest")
 
