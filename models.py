@@ -122,6 +122,7 @@ class MotionGenerator(Translator):
 
     def __init__(self, L, D, noise=32, width=None):
         super().__init__(L, D, noise, width)
+        self.sizes = {"L": L, "D": D, "noise": noise, "width": self.width}
         self.noise = self.start = noise
 
         # H. The hidden widths are open; ours: that of the output, 3 x 32, so that no layer is a bottleneck
@@ -146,7 +147,13 @@ class MotionGenerator(Translator):
 
 
 # Of baselines/, kind: (module, class). A motion file names its kind; what does not stand here is not imported
-MOTION_MODELS = {}
+MOTION_MODELS = {
+    "stylegan_v": ("stylegan_v", "StyleGANV"),
+    "one_style": ("one_style", "OneStyle"),
+    "styleinv": ("styleinv", "StyleInV"),
+    "mocogan_hd": ("mocogan_hd", "MoCoGANHD"),
+    "mocogan": ("mocogan", "MoCoGAN"),
+}
 
 
 def motion_model(kind):

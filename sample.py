@@ -3,28 +3,31 @@
     python sample.py --t 250 | python transfer.py --seed 7          # 10 s of new motion as a video
     python sample.py --motion motion.pt --t 1500 --seed 3 -o walk.npy
     python sample.py --n 16 --t 25 -o clips.npy                     # 16 trajectories, (16, 25, L, D)
+    python sample.py --fps 60 --t 600 | python transfer.py --fps 60         # 10 s of it at another rate
 
 The output is a standard .npy, float32 (T, L, D), or (N, T, L, D) with --n N: its header first, then frames as
 they are made, so that a pipe renders before sampling ends and memory stays the same at any length.
 """
 
 import argparse
+import math
 import os
 import sys
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
 import torch
 from tqdm import tqdm
 
-from models import InputError, MotionGenerator, pick_device
+from models import InputError, MotionGenerator, motion_model, pick_device
 
 ASSETS = Path(__file__).resolve().parent / "assets"
 CHUNK = 32  # steps per roll. Ours: first frames leave at once; 5,300 frames/s of 18 x 512 codes on a core
 
 
 def load_motion(path=None, device="cpu"):
-    """Motion model of train.py -> (MotionGenerator in eval mode, dict of the whole file). Executes nothing.
+    """Motion model of train.py -> (generator in eval mode, dict of the whole file). Executes nothing.
 
     path: None takes motion.pt of this folder, or else the one in assets/, and says so. Raises InputError.
     """
@@ -36,7 +39,8 @@ def load_motion(path=None, device="cpu"):
         raise InputError(f"{path} does not exist; make it with train.py, or name one by --motion.")
     try:
         meta = torch.load(path, map_location="cpu", weights_only=True)
-        generator = MotionGenerator(**meta["sizes"])
+        kind = meta.get("kind", MotionGenerator.kind)       # older files have none
+        generator = motion_model(kind)(**meta["sizes"])
         generator.load_state_dict(meta["generator"])
     except Exception as error:                              # torch.load alone raises a dozen types
         raise InputError(f"{path} is not a motion model of train.py ({type(error).__name__}); it may be "
@@ -44,23 +48,61 @@ def load_motion(path=None, device="cpu"):
     return generator.eval().requires_grad_(False).to(device), meta
 
 
+def codes_at(generator, s, h, at):
+    """roll() at times `at` (n,), in frames, 0 < at <= K: motion codes (B, n, code), h after K frames.
+
+    Some models have codes at any time; those of the others are interpolated linearly.
+    """
+    if getattr(generator, "continuous", False):
+        return generator.roll(s, h, at)
+    l, after = generator.roll(s, h)
+    l, left = torch.cat([generator.code(h)[:, None], l], 1), (at.ceil() - 1).long()
+    return torch.lerp(l[:, left], l[:, left + 1], (at - left)[:, None]), after
+
+
 @torch.no_grad()
-def sample(generator, T, seed, chunk=CHUNK):
+def sample(generator, T, seed, chunk=CHUNK, every=1, first=None):
     """Yields the W+ codes of one trajectory of T frames (sec. 3) in order, as float32 arrays (K, L, D).
 
     The noise comes from the trajectory's own torch.Generator on the CPU: seed 5 is the same motion alone,
     among others, on any device and at any T (a shorter one is the beginning of a longer one, to the bit).
+    every: frames of the training video from one frame to the next, a Fraction; the motion stays the same.
+    first: a code (L, D) to begin with, for models that can.
     """
-    device, noise = generator.rows.device, torch.Generator().manual_seed(seed)
-    i = torch.randn(1, generator.noise, generator=noise).to(device)                     # (1, 32)
-    l, h = i[:, None], generator.hidden(i)                                              # l_0 = i, (4, 1, 32)
+    device, noise = next(generator.buffers()).device, torch.Generator().manual_seed(seed)
+    i = torch.randn(1, generator.start, generator=noise).to(device)                     # (1, 32)
+    if first is not None:
+        i = generator.begin(i, first.to(device))
+    h = generator.hidden(i)                                                             # (4, 1, 32)
+    l = generator.code(h)[:, None]                                                      # l_0 = i, (1, 1, 32)
+    made, k = 0, 1                                          # frames of the training video; next frame to come
     while T > 0:
         w = generator.translate(l)[0, :T]                                               # (K, L, D)
         yield w.float().cpu().numpy()
         T -= len(w)
         # Always a whole chunk, cut afterwards: another matrix size would round differently
         s = torch.randn(1, chunk, generator.noise, generator=noise).to(device)          # (1, K, 32)
-        l, h = generator.roll(s, h)                                                     # (1, K, 32), (4, ...)
+        if every == 1:
+            l, h = generator.roll(s, h)                                                 # (1, K, 32), (4, ...)
+        else:
+            end = math.floor((made + chunk) / every) + 1                                # first beyond reach
+            at = torch.tensor([float(n * every - made) for n in range(k, end)], device=device)
+            l, h = codes_at(generator, s, h, at)
+            made, k = made + chunk, end
+
+
+def first_code(path, generator):
+    """The first code (L, D) of a file of embed.py. Raises InputError."""
+    from train import load_latents
+
+    if not hasattr(generator, "begin"):
+        raise InputError(f"--first {path}: a motion model of the kind {generator.kind} begins with noise "
+                         f"alone; train one with train.py --model styleinv.")
+    codes, _ = load_latents(path)
+    if codes.shape[1:] != (generator.L, generator.D):
+        raise InputError(f"{path} has codes of {codes.shape[1]} x {codes.shape[2]}, the motion model makes "
+                         f"{generator.L} x {generator.D}; embed it with the same image model.")
+    return torch.from_numpy(codes[0])
 
 
 def write_npy(file, chunks, shape, progress):
@@ -81,12 +123,22 @@ def main(args):
         raise InputError(f"--t {args.t} --n {args.n} --seed {args.seed}: a trajectory has at least 1 frame, "
                          f"there is at least one, and a seed is a whole number from 0 to {2 ** 32 - args.n}.")
 
+    if args.fps is not None and not 0.1 <= args.fps <= 1000:
+        raise InputError(f"--fps {args.fps}: give --fps from 0.1 to 1000.")
+
     # One thread: thousands of frames a second, while more would take the cores from the rendering behind the
     # pipe; and the same rounding on any number of cores
     torch.set_num_threads(1)
-    generator, _ = load_motion(args.motion, pick_device(args.device))
+    generator, motion = load_motion(args.motion, pick_device(args.device))
+    every = Fraction(motion["fps"]) / Fraction(args.fps or motion["fps"])       # training frames in a frame
+    if every != 1:
+        how = "the model's own" if getattr(generator, "continuous", False) else "interpolated linearly"
+        print(f"sample.py: {args.fps:g} fps where the training video has {motion['fps']:g}; motion codes "
+              f"between its frames are {how}. Name --fps {args.fps:g} to transfer.py, too.", file=sys.stderr)
+    first = first_code(args.first, generator) if args.first else None
     shape = (args.n,) * (args.n > 1) + (args.t, generator.L, generator.D)
-    chunks = (w for k in range(args.n) for w in sample(generator, args.t, args.seed + k))
+    chunks = (w for k in range(args.n)
+              for w in sample(generator, args.t, args.seed + k, every=every, first=first))
 
     # Standard output: the reader has the bar
     if args.output == "-":
@@ -116,6 +168,8 @@ if __name__ == "__main__":
                                      formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument("--motion", metavar="FILE", help="of train.py; not given: ./motion.pt, or assets/'s")
     parser.add_argument("--t", type=int, default=250, help="frames per trajectory")
+    parser.add_argument("--fps", type=float, help="frames per second; else those of the training video")
+    parser.add_argument("--first", metavar="LATENTS", help="begin with its first code (--model styleinv)")
     parser.add_argument("--n", type=int, default=1, help="trajectories; number k has --seed SEED + k")
     parser.add_argument("--seed", type=int, default=0, help="of the first trajectory")
     parser.add_argument("-o", "--output", default="-", metavar="FILE", help=".npy; - is standard output")

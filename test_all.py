@@ -50,6 +50,7 @@ import models
 import sample
 import train
 import transfer
+from baselines import one_style
 from models import InputError
 from pretrain import faces, image_model
 from studies import crop as crop_study
@@ -2078,11 +2079,13 @@ def test_sample_refusals(toy, tmp_path):
             sample.load_motion(path)
     (tmp_path / "folder.npy").mkdir()
     for changes, words in (({"t": 0}, "--t 0 .* at least 1 frame"), ({"device": "abacus"}, "--device abacus"),
+                           ({"fps": 0.0}, "--fps 0.0: .* from 0.1"),
+                           ({"first": "w.npy"}, "--first w.npy: .* begins with noise alone"),
                            ({"seed": -1}, "--seed -1: .* whole number"),
                            ({"output": tmp_path / "folder.npy"}, "folder.npy cannot be written"),
                            ({"output": tmp_path / "no" / "x.npy"}, "x.npy cannot be written")):
         options = {"motion": toy / "motion.pt", "t": 9, "n": 1, "seed": 0, "output": tmp_path / "x.npy",
-                   "device": "cpu", **changes}
+                   "device": "cpu", "fps": None, "first": None, **changes}
         with pytest.raises(InputError, match=words):
             sample.main(argparse.Namespace(**options))
     assert sorted(os.listdir(tmp_path)) == ["bad.pt", "folder.npy"]
@@ -2938,6 +2941,127 @@ def test_truth_study(monkeypatch, capsys):
     assert truth.drift(read, reader) == pytest.approx(100 * 0.1 / 0.5)
     read[:, faces.NAMES.index("yaw")] = 0.5 * own[:, faces.NAMES.index("yaw")] + 3
     assert truth.kept(read, own, reader) == pytest.approx((1, 1 - 0.25))
+
+
+# ------------------------------------------------------------------------------------------------------------
+# baselines/
+# ------------------------------------------------------------------------------------------------------------
+
+def motion_model(kind):
+    """An untrained model on a toy video, 200 frames of 4 x 16 in two clips: (generator, codes, pca)."""
+    rng = torch.Generator().manual_seed(0)
+    x = torch.randn(200, 40, generator=rng).cumsum(0) @ torch.randn(40, 64, generator=rng)
+    codes, clips = x.reshape(200, 4, 16), [(0, 120), (120, 200)]
+    pca = train.fit_pca(codes.numpy())
+    torch.manual_seed(1)
+    G = models.motion_model(kind)(4, 16)
+    train.start(G, codes.mean(0), codes.std(0))
+    if hasattr(G, "prepare"):
+        G.prepare(codes, clips, pca)
+    if hasattr(G, "fit"):
+        G.fit(train.coordinates(codes, pca), clips, pca)
+    return G, codes, pca
+
+
+@pytest.mark.parametrize("kind", (models.MotionGenerator.kind, *models.MOTION_MODELS))
+def test_motion_models_stream(kind):
+    """Frames in pieces are those of one roll; memory is all; any time between frames."""
+    G, _, _ = motion_model(kind)
+    assert G.kind == kind
+    other = models.motion_model(kind)(**G.sizes)                                # as from a file
+    other.load_state_dict(G.state_dict())
+    i, s = torch.randn(3, G.start), torch.randn(3, 101, G.noise)
+    with torch.no_grad():
+        G.eval(), other.eval()
+        whole, h = G.motion(i, s), G.hidden(i)
+        assert whole.shape[:2] == (3, 102) and h.shape[:2] == (G.memory, 3) and whole.isfinite().all()
+        parts = [G.code(h)[:, None]]
+        for K, network in zip((1, 19, 41, 39, 1), (G, other, other, G, other)):
+            l, h = network.roll(s[:, :K], h.clone())
+            assert torch.allclose(network.code(h), l[:, -1], atol=1e-5)
+            parts, s = [*parts, l], s[:, K:]
+        assert torch.allclose(torch.cat(parts, 1), whole, atol=1e-4)
+        assert G.translate(whole).shape == (3, 102, 4, 16)
+
+        if getattr(G, "continuous", False):
+            s, h = torch.randn(3, 40, G.noise), G.hidden(i)
+            l, after = G.roll(s, h)
+            same, too = G.roll(s, h, torch.arange(1.0, 41))
+            assert torch.equal(l, same) and torch.equal(after, too)
+            fine, _ = G.roll(s, h, torch.arange(1, 4001) / 100)
+            assert torch.allclose(fine[:, 99::100], l, atol=1e-4)
+            assert fine.diff(dim=1).abs().max() < 0.05 * l.diff(dim=1).abs().max()
+
+
+@pytest.mark.parametrize("kind", models.MOTION_MODELS)
+def test_motion_models_learn_with_all_they_have(kind):
+    G, codes, _ = motion_model(kind)
+    if not list(G.parameters()):                                                # computed, not learned
+        return
+    w = G(torch.randn(8, G.start), torch.randn(8, 40, G.noise))
+    (w.square().mean() + (G.extra() if hasattr(G, "extra") else 0)).backward()
+    assert not [name for name, p in G.named_parameters() if p.grad is None or not p.grad.abs().max() > 0]
+    assert 0.1 < w.std() / codes.std() < 3                                      # at the training codes' scale
+
+
+@pytest.mark.parametrize("kind", models.MOTION_MODELS)
+def test_other_motion_models_train_resume_and_are_sampled_at_any_rate(kind, codes, tmp_path, quick_reports):
+    path, words = tmp_path / "m.pt", ("--model", kind, "--horizon", 20, *SMALL)
+    trained(codes, path, "--steps", 2, *words)
+    motion = trained(codes, path, "--steps", 3, "--resume", *words)
+    assert motion["kind"] == motion["options"]["model"] == kind and motion["step"] == 3
+    G, _ = sample.load_motion(path)
+    w, twice, slow = (np.concatenate([*sample.sample(G, T, 5, every=Fraction(1, n))])
+                      for T, n in ((70, 1), (139, 2), (24, Fraction(1, 3))))
+    assert w.shape == (70, 4, 16) and np.isfinite(twice).all()
+    assert np.allclose(twice[::2], w, atol=1e-5) and np.allclose(slow, w[::3], atol=1e-5)
+    assert np.abs(np.diff(twice, axis=0)).max() < np.abs(np.diff(w, axis=0)).max()
+    shorter = np.concatenate([*sample.sample(G, 33, 5, every=Fraction(1, 2))])
+    assert np.array_equal(shorter, twice[:33])
+
+
+def test_acyclic_waves_by_hand():
+    """v(t) of StyleGAN-V's eq. 2 to 5, and that it passes through A u at grid points."""
+    G, _, _ = motion_model("stylegan_v")
+    waves, u = G.waves, torch.randn(1, 3, 16)
+    n, W, R, A = len(waves.sigma), *G.waves.heads.weight.split([8, 8, 16])
+    v = waves(u, torch.tensor([[0.0, 16.0, 21.0]]))[0]
+    assert torch.allclose(v[:2], u[0, :2] @ A.T, atol=1e-5)
+    period = 2 * math.pi / waves.sigma
+    assert n == 8 and torch.allclose(period[[0, -1]], torch.tensor([8.0, 1024.0])) and 8 < period[1] < 20
+
+    def p(t):
+        angle = (1 + torch.tanh(W @ u[0, 1])) * waves.sigma * t + 1024 / period * (R @ u[0, 1])
+        return torch.cat([angle.sin(), angle.cos()])
+
+    lerp = p(5) - (11 * p(0) + 5 * p(16)) / 16 + A @ (11 * u[0, 1] + 5 * u[0, 2]) / 16
+    assert torch.allclose(v[2], lerp, atol=1e-5)
+
+
+def test_first_frames_of_styleinv_are_its_first_codes():
+    """v_0 is the same for all, whatever noise comes; --first is found again in the memory and in w_0."""
+    G, codes, pca = motion_model("styleinv")
+    i, s = torch.randn(2, G.start), torch.randn(2, 20, G.noise)
+    i[1, 32:] = i[0, 32:]                                                       # one first frame, two motions
+    with torch.no_grad():
+        l = G.motion(i, s)
+        assert torch.allclose(l[0, 0], l[1, 0]) and not torch.allclose(l[0, 5], l[1, 5], atol=1e-3)
+        G.leave.weight.zero_()
+        w = G(G.begin(i, codes[7]), s)
+    seen = train.coordinates(codes[7], pca) @ pca["basis"].flatten(1) + pca["mean"].flatten()
+    assert torch.allclose(w.flatten(2), seen.expand(2, 21, -1), atol=1e-2)
+
+
+def test_one_style_finds_the_motion_of_its_own_clip():
+    G, _, _ = motion_model("one_style")
+    G(torch.randn(64, 32), torch.randn(64, 40, 32))                             # BatchNorm's statistics
+    G.eval().requires_grad_(False)
+    t = torch.arange(60)
+    clip = G.translate(G.style(torch.randn(32)) * G.waves(t))                   # (60, 4, 16)
+    found = G.translate(one_style.invert(G, clip) * G.waves(t))
+    other = G.translate(G.style(torch.randn(32)) * G.waves(t))
+    assert one_style.explained(clip, found) > 0.95 > 0.5 > one_style.explained(clip, other)
+    assert one_style.explained(clip, one_style.least_squares(G, clip)) > 0.999  # 129 numbers for 60 frames
 
 
 # ------------------------------------------------------------------------------------------------------------

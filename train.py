@@ -73,6 +73,8 @@ def number(kind, least, below=math.inf):
 
 # What a training depends on. Name: (ours, the paper's or what it is without ours, type or choices, help)
 METHOD = {
+    "model": (MotionGenerator.kind, MotionGenerator.kind, (MotionGenerator.kind, *models.MOTION_MODELS),
+              "what makes the motion, in front of T"),
     "window": (25, 25, number(int, 2), "frames of a window, t (sec. 3; 75 for hands, sec. 4)"),
     "batch": (128, 128, number(int, 2), "windows per critic and per generator step (suppl. 2.1)"),
     "lambda_gp": (50.0, 50.0, number(float, 0), "weight of the gradient penalty (sec. 3)"),
@@ -127,11 +129,16 @@ def train_step(nets, adam, draws, codes, starts, args):
     # Generator: -mean C(w) + lambda_GAP mean max(0, pi/4 - phi)^2, phi for the windows that begin with i
     C.requires_grad_(False)
     loss_G = -C.score(C.first_layer(w, later)).mean()
-    norm.update((l[:first, -1] - l[:first, 0]).detach())
-    average([norm.mean, norm.var])
-    gap, phi = gradient_angle_penalty(l[:first], i, s, norm)
+    if isinstance(G, MotionGenerator):
+        norm.update((l[:first, -1] - l[:first, 0]).detach())
+        average([norm.mean, norm.var])
+        gap, phi = gradient_angle_penalty(l[:first], i, s, norm)
+        loss = loss_G + args.lambda_gap * gap
+    else:                                                           # another model's own loss, if it has one
+        gap = G.extra() if hasattr(G, "extra") else torch.zeros_like(loss_G)
+        loss, phi = loss_G + gap, torch.full_like(gap, math.nan)
     adam["G"].zero_grad()
-    (loss_G + args.lambda_gap * gap).backward()
+    loss.backward()
     average([p.grad for p in G.parameters()])
     adam["G"].step()
     C.requires_grad_(True)
@@ -143,14 +150,17 @@ def train_step(nets, adam, draws, codes, starts, args):
     return torch.stack([-loss_C, gp, loss_G, gap, phi.mean()]).detach()
 
 
-def draw(rng, step, places, args):
-    """Random numbers of one step, (critic steps, windows, ...), from a CPU generator: alike on any device."""
+def draw(rng, step, places, args, widths=(NOISE, NOISE)):
+    """Random numbers of one step, (critic steps, windows, ...), from a CPU generator: alike on any device.
+
+    widths: how many i and each s_k have.
+    """
     K, B, T, late = args.critic_steps, args.batch, args.window, later_windows(args)
     return {"place": torch.randint(places, (K, B), generator=rng),
             "mix": torch.rand(K, B, 1, 1, generator=rng),           # of the gradient penalty
-            "i": torch.randn(K, B - late, NOISE, generator=rng),    # N(0, 1), as s (sec. 3)
-            "s": torch.randn(K, B - late, T - 1, NOISE, generator=rng),
-            "later": torch.randn(K, late, T - 1, NOISE, generator=rng),         # s of the later windows
+            "i": torch.randn(K, B - late, widths[0], generator=rng),        # N(0, 1), as s (sec. 3)
+            "s": torch.randn(K, B - late, T - 1, widths[1], generator=rng),
+            "later": torch.randn(K, late, T - 1, widths[1], generator=rng),     # s of the later windows
             "renew": torch.rand(K, late, generator=rng) * args.horizon < T,     # trajectories that end
             "ema": torch.tensor(1 - min(args.ema, (step + 1) / (step + 10)))}   # ours: short memory at first
 
@@ -191,9 +201,10 @@ def start(G, mean, std, recurrence=True):
     With nn.GRU's own start s dies away in the four cells (from one i, l has a standard deviation of 0.03
     after 24 frames, 0.54 here), and l first rushes away from i, of which the third memory knows nothing.
     """
-    G.rows_norm.weight.copy_(std.flatten())
-    G.rows_norm.bias.copy_(mean.flatten())
-    if not recurrence:
+    if isinstance(G, models.Translator):
+        G.rows_norm.weight.copy_(std.flatten())
+        G.rows_norm.bias.copy_(mean.flatten())
+    if not recurrence or not isinstance(G, MotionGenerator):
         return
 
     # P: strong input to the memories (rows of nn.GRU: reset, update, new), update gates at 0.62, 0.62, 0.88,
@@ -223,20 +234,20 @@ def reestimate_batchnorm(G, args, rng):
     With the live generator's, a prototype's distance to real windows was 1393, with re-estimated ones 752.
     rng: its own, so looking never changes the training.
     """
-    for m in G.modules():
-        if isinstance(m, nn.BatchNorm1d):
-            m.reset_running_stats()
-            m.momentum = None                                       # plain average over the batches
+    norms = [m for m in G.modules() if isinstance(m, nn.BatchNorm1d)]
+    for m in norms:
+        m.reset_running_stats()
+        m.momentum = None                                           # plain average over the batches
     G.train()
-    late, device = later_windows(args), G.rows.device
-    for _ in range(REESTIMATE):
-        h = G.hidden(torch.randn(args.batch, NOISE, generator=rng).to(device))              # (4, B, 32)
+    late, device = later_windows(args), next(G.buffers()).device
+    for _ in range(REESTIMATE if norms else 0):
+        h = G.hidden(torch.randn(args.batch, G.start, generator=rng).to(device))            # (4, B, 32)
         if late:
             # of any age, about as in training
             age = 1 + int(torch.randint(args.horizon, (), generator=rng))
-            s = torch.randn(late, age, NOISE, generator=rng).to(device)
+            s = torch.randn(late, age, G.noise, generator=rng).to(device)
             h = torch.cat([h[:, late:], G.roll(s, h[:, :late].contiguous())[1]], 1)
-        s = torch.randn(args.batch, args.window - 1, NOISE, generator=rng).to(device)
+        s = torch.randn(args.batch, args.window - 1, G.noise, generator=rng).to(device)
         G.translate(torch.cat([G.code(h)[:, None], G.roll(s, h)[0]], 1))
     G.eval()
 
@@ -245,21 +256,23 @@ def reestimate_batchnorm(G, args, rng):
 # What is trained, on one device or by several processes
 # ------------------------------------------------------------------------------------------------------------
 
-def networks(codes, args):
+def networks(codes, args, clips=(), pca=None):
     """All that a step changes, on the device of codes (N, L, D): nets.G, .C, .ema, .norm of the angle
     penalty, .pool (late, 4, 32) of sample_windows(); and Adam for G and C."""
     device, (_, L, D) = codes.device, codes.shape
     mean, std = codes.mean(0).cpu(), codes.std(0).cpu()                         # (L, D)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(args.seed)
-        G, C = MotionGenerator(L, D, NOISE), MotionCritic(L, D, args.window)
+        G, C = models.motion_model(args.model)(L, D, NOISE), MotionCritic(L, D, args.window)
         start(G, mean, std, args.start == "ours")
+        if hasattr(G, "prepare"):                                   # some take over the PCA, or more
+            G.prepare(codes.cpu(), clips, pca)
         # Open in the paper; ours: one scale for all entries. Unit variance per entry would blow up those that
         # hold little but the encoder's noise: the share of windows beyond the PCA rises from 1.2 to 3.1 %
         C.set_scale(mean, std.square().mean().sqrt().expand_as(std))
         nets = nn.ModuleDict({"G": G, "C": C, "ema": copy.deepcopy(G), "norm": models.RunningNorm(NOISE)})
         late = later_windows(args)
-        begun = G.hidden(torch.randn(args.batch, NOISE))[:, :late].detach()     # (4, late, 32)
+        begun = G.hidden(torch.randn(args.batch, G.start))[:, :late].detach()   # (4, late, 32)
     nets.register_buffer("pool", begun.transpose(0, 1).contiguous())
     nets.ema.requires_grad_(False)
     nets.to(device).train()
@@ -535,11 +548,11 @@ def code_distances(references, short, long):
 @torch.no_grad()
 def sample_coordinates(G, n, t, pca, rng):
     """PCA coordinates (n, t, 32) of n sampled trajectories of t frames, on the CPU. rng: of the CPU."""
-    device, x = G.rows.device, []
+    device, x = next(G.buffers()).device, []
     pca = {name: value.to(device) for name, value in pca.items()}
     for part in torch.arange(n).split(LONG[0]):                     # bounds the memory
-        i = torch.randn(len(part), NOISE, generator=rng).to(device)
-        s = torch.randn(len(part), t - 1, NOISE, generator=rng).to(device)
+        i = torch.randn(len(part), G.start, generator=rng).to(device)
+        s = torch.randn(len(part), t - 1, G.noise, generator=rng).to(device)
         pieces = G.motion(i, s).flatten(0, 1).split(4096)                       # (n t, 32)
         found = torch.cat([coordinates(G.translate(l), pca) for l in pieces])
         x.append(found.reshape(len(part), t, -1).cpu())
@@ -604,7 +617,7 @@ def settle(args, state=None):
     recipe = args.recipe or "ours"
     wanted = {"recipe": recipe, **{name: row[recipe == "paper"] for name, row in METHOD.items()}}
     if state:
-        wanted = {name: state["options"][name] for name in wanted}
+        wanted = {name: state["options"].get(name, value) for name, value in wanted.items()}
     for name, value in wanted.items():
         given = getattr(args, name)
         if state and given not in (None, value):
@@ -675,7 +688,7 @@ def main(args):
     steps = length(args, per_epoch)
 
     # Networks, optimisers, and the one random stream of the training
-    nets, adam = networks(codes, args)
+    nets, adam = networks(codes, args, clips, pca)
     rng = torch.Generator().manual_seed(args.seed)
     step, rows = 0, []
     if state:
@@ -695,9 +708,8 @@ def main(args):
         return
 
     # Saving: a model for sample.py; the state for --resume
-    facts = {"sizes": {"L": L, "D": D, "noise": NOISE, "width": nets.G.width}, "model": meta["model"],
-             "fps": meta["fps"], "pca": pca, "window": T, "holdout": held, "options": vars(args),
-             "version": 1}
+    facts = {"kind": args.model, "sizes": nets.G.sizes, "model": meta["model"], "fps": meta["fps"],
+             "pca": pca, "window": T, "holdout": held, "options": vars(args), "version": 1}
 
     def save_model(path):
         weights = {name: value.cpu() for name, value in nets.ema.state_dict().items()}
@@ -725,9 +737,11 @@ def main(args):
         signal.signal(number, lambda *received: stop.append(received))
 
     # The step, as one CUDA graph where that can be
+    widths = nets.G.start, nets.G.noise
+
     def draws(rng):
         drawn = {name: value[:, rank::world].contiguous() if value.dim() else value
-                 for name, value in draw(rng, step, len(starts), args).items()}
+                 for name, value in draw(rng, step, len(starts), args, widths).items()}
         return {name: (value.pin_memory() if device.type == "cuda" else value).to(device, non_blocking=True)
                 for name, value in drawn.items()}
 
