@@ -240,6 +240,13 @@ class MotionCritic(nn.Module):
         return self.judge[-1](x.flatten(1)).flatten()
 
 
+def motion_critic(kind):
+    """The class of a critic: "dense", MotionCritic, or "sparse", which sees three frames of a window."""
+    if kind == "dense":
+        return MotionCritic
+    return importlib.import_module("baselines.sparse_critic").SparseCritic
+
+
 def gradient_penalty(critic, p_real, p_fake, mix):
     """WGAN-GP penalty (Gulrajani et al. 2017, eq. 3), a scalar, at mixtures of real and fake windows.
 

@@ -3052,6 +3052,28 @@ def test_first_frames_of_styleinv_are_its_first_codes():
     assert torch.allclose(w.flatten(2), seen.expand(2, 21, -1), atol=1e-2)
 
 
+def test_sparse_critic_by_hand(codes, tmp_path, quick_reports):
+    """Which frames it sees; its losses at a score of zero; a training with it."""
+    C = models.motion_critic("sparse")(1, 16, 12)
+    w = torch.arange(12.0).expand(4000, 16, 12).transpose(1, 2)[:, :, None]     # every entry says its frame
+    x, distances = C.frames(w, torch.rand(4000, 3))
+    t = x[..., 0].long()                                                        # (4000, 3)
+    assert t.min() == 0 and t.max() == 11 and torch.equal(t.diff(dim=1), distances) and distances.min() == 1
+    spans = (t[:, 2] - t[:, 0]).bincount(minlength=12)
+    assert spans[:2].sum() == 0 and (spans[2:] - 400).abs().max() < 100         # 2 to 11, equally often
+    real, fake, times = torch.randn(8, 12, 1, 16), torch.randn(8, 12, 1, 16), torch.rand(8, 3)
+    with torch.no_grad():
+        assert (C.score(x[:5], distances[:5]) - C.score(x[:5], distances[:5] + 1)).abs().min() > 0
+    C.losses(real, fake, times)[0].backward()
+    assert not [name for name, p in C.named_parameters() if p.grad is None or not p.grad.abs().max() > 0]
+    nn.init.zeros_(C.head[-1].weight), nn.init.zeros_(C.head[-1].bias)
+    whole, loss, r1 = map(float, C.losses(real, fake, times))
+    assert whole == loss == pytest.approx(2 * math.log(2)) and r1 == 0
+    assert float(C.generator_loss(fake, times)) == pytest.approx(math.log(2))
+    words = "--critic", "sparse", "--steps", 2, "--horizon", 20, *SMALL
+    assert trained(codes, tmp_path / "m.pt", *words)["step"] == 2
+
+
 def test_one_style_finds_the_motion_of_its_own_clip():
     G, _, _ = motion_model("one_style")
     G(torch.randn(64, 32), torch.randn(64, 40, 32))                             # BatchNorm's statistics

@@ -40,7 +40,7 @@ from torch import nn
 from tqdm import tqdm
 
 import models
-from models import InputError, MotionCritic, MotionGenerator, gradient_angle_penalty, gradient_penalty
+from models import InputError, MotionGenerator, gradient_angle_penalty, gradient_penalty
 
 NOISE = 32          # width of i, of each s_k and l_k (sec. 3)
 COMPONENTS = 32     # directions of the PCA (sec. 3, offset trick)
@@ -75,6 +75,7 @@ def number(kind, least, below=math.inf):
 METHOD = {
     "model": (MotionGenerator.kind, MotionGenerator.kind, (MotionGenerator.kind, *models.MOTION_MODELS),
               "what makes the motion, in front of T"),
+    "critic": ("dense", "dense", ("dense", "sparse"), "sees windows whole (table 7), or 3 frames of each"),
     "window": (25, 25, number(int, 2), "frames of a window, t (sec. 3; 75 for hands, sec. 4)"),
     "batch": (128, 128, number(int, 2), "windows per critic and per generator step (suppl. 2.1)"),
     "lambda_gp": (50.0, 50.0, number(float, 0), "weight of the gradient penalty (sec. 3)"),
@@ -104,7 +105,7 @@ def train_step(nets, adam, draws, codes, starts, args):
     nets, adam: of networks(); draws: of draw(); codes (N, L, D); starts (n,): first frames of all real
     windows. Nothing here waits for the device.
     """
-    G, C, norm, T = nets.G, nets.C, nets.norm, args.window
+    G, C, norm, T, dense = nets.G, nets.C, nets.norm, args.window, args.critic == "dense"
     (_, B), first = draws["place"].shape, draws["i"].shape[1]
     later = (torch.arange(B, device=codes.device) >= first).float()[:, None, None]          # (B, 1, 1)
 
@@ -118,17 +119,21 @@ def train_step(nets, adam, draws, codes, starts, args):
         real = codes[frames]                                                    # (B, T, L, D)
 
         # Critic: mean C(w) - mean C(real) + lambda_GP mean (|dC/dw| - 1)^2
-        p_real, p_fake = C.first_layer(real, later), C.first_layer(w.detach(), later)       # (B, T, width)
-        loss_C = C.score(p_fake).mean() - C.score(p_real).mean()
-        gp = gradient_penalty(C, p_real, p_fake, draws["mix"][k])
+        if dense:
+            p_real, p_fake = C.first_layer(real, later), C.first_layer(w.detach(), later)   # (B, T, width)
+            loss_C = C.score(p_fake).mean() - C.score(p_real).mean()
+            gp = gradient_penalty(C, p_real, p_fake, draws["mix"][k])
+            loss = loss_C + args.lambda_gp * gp
+        else:                                                       # with losses of its own
+            loss, loss_C, gp = C.losses(real, w.detach(), draws["mix"][k])
         adam["C"].zero_grad()
-        (loss_C + args.lambda_gp * gp).backward()
+        loss.backward()
         average([p.grad for p in C.parameters()])
         adam["C"].step()
 
     # Generator: -mean C(w) + lambda_GAP mean max(0, pi/4 - phi)^2, phi for the windows that begin with i
     C.requires_grad_(False)
-    loss_G = -C.score(C.first_layer(w, later)).mean()
+    loss_G = -C.score(C.first_layer(w, later)).mean() if dense else C.generator_loss(w, draws["mix"][k])
     if isinstance(G, MotionGenerator):
         norm.update((l[:first, -1] - l[:first, 0]).detach())
         average([norm.mean, norm.var])
@@ -157,7 +162,8 @@ def draw(rng, step, places, args, widths=(NOISE, NOISE)):
     """
     K, B, T, late = args.critic_steps, args.batch, args.window, later_windows(args)
     return {"place": torch.randint(places, (K, B), generator=rng),
-            "mix": torch.rand(K, B, 1, 1, generator=rng),           # of the gradient penalty
+            # Of the gradient penalty, or which three frames
+            "mix": torch.rand(K, B, *((1, 1) if args.critic == "dense" else (3,)), generator=rng),
             "i": torch.randn(K, B - late, widths[0], generator=rng),        # N(0, 1), as s (sec. 3)
             "s": torch.randn(K, B - late, T - 1, widths[1], generator=rng),
             "later": torch.randn(K, late, T - 1, widths[1], generator=rng),     # s of the later windows
@@ -263,7 +269,8 @@ def networks(codes, args, clips=(), pca=None):
     mean, std = codes.mean(0).cpu(), codes.std(0).cpu()                         # (L, D)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(args.seed)
-        G, C = models.motion_model(args.model)(L, D, NOISE), MotionCritic(L, D, args.window)
+        G = models.motion_model(args.model)(L, D, NOISE)
+        C = models.motion_critic(args.critic)(L, D, args.window)
         start(G, mean, std, args.start == "ours")
         if hasattr(G, "prepare"):                                   # some take over the PCA, or more
             G.prepare(codes.cpu(), clips, pca)
@@ -634,6 +641,8 @@ def check_options(args, world=1):
     if args.batch < 2 * unit or world > 1 and args.batch % unit:
         more = f", and a multiple of {unit} for {world} processes." if world > 1 else "."
         raise InputError(f"--batch {args.batch} cannot be shared out: give at least {2 * unit}{more}")
+    if args.critic == "sparse" and args.window < 3:
+        raise InputError("--critic sparse looks at three frames; give --window 3 or more.")
 
 
 def length(args, per_epoch):
