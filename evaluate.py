@@ -100,45 +100,15 @@ def once(key, compute):
 # Motion, from the codes alone: measures (a function of windows) and rows (a name and windows)
 # ------------------------------------------------------------------------------------------------------------
 
-def gaussian(real, windows):
-    """Windows: Fréchet distance of Gaussians fitted to windows of PCA coordinates, in the 64 principal
-    directions of the real ones, in % of what frozen frames score. Lower is better. It sees means and
-    covariances alone: a linear model that is right in those wins. Short: 2048 samples of one window; long:
-    128 samples of 400 frames, cut into windows (sec. 4, suppl. 2.2, there on pictures). Ours: stands in for
-    FVD without a download."""
-    return 100 * train.code_frechet(real["windows"], windows, real["space"]) / real["frozen"]
-
-
-def single_frames(real, windows):
-    """Frames: the same of single frames, in % of a still picture. Lower is better; it sees no order. Ours."""
-    return 100 * train.frechet(real["frames"], windows.flatten(0, 1)) / real["still"]
-
-
-def trembling(real, windows):
-    """Jitter: root mean square of the second difference in time over the real windows'. 1 is best. Ours."""
-    return train.jitter(windows) / real["jitter"]
-
-
-CODE_MEASURES = {"windows, %": gaussian, "frames, %": single_frames, "jitter": trembling}
-
-
-def code_values(real, windows):
-    """A row of measures. real: train.code_references of what it is compared with."""
-    return {name: measure(real, windows) for name, measure in CODE_MEASURES.items()}
-
-
 def free_rows(real, seed):
-    """Rows that cost nothing, of the real windows: yields (name, what they are compared with, windows)."""
-    windows, frames, rng = real["windows"], real["frames"], np.random.RandomState(seed)
-    half = len(windows) // 2
-    first = {**real, "windows": windows[:half], "frames": frames[:len(frames) // 2]}
-    yield "half against half", first, windows[half:]
-    yield "as many real windows", real, windows[rng.randint(0, len(windows), train.SHORT)]
-
-    order = torch.from_numpy(rng.rand(*windows.shape[:2])).argsort(1)           # of every window its own
-    yield "frozen frames", real, windows[:, :1].expand_as(windows)
-    yield "shuffled frames", real, windows.gather(1, order[..., None].expand_as(windows))
-    yield "time-reversed", real, windows.flip(1)
+    """Rows that cost nothing, of the real windows: yields (name, windows)."""
+    windows, rng = real["windows"], np.random.RandomState(seed)
+    some = windows[rng.randint(0, len(windows), train.SHORT)]
+    order = torch.from_numpy(rng.rand(*some.shape[:2])).argsort(1)              # of every window its own
+    yield "real windows", some
+    yield "frozen frames", some[:, :1].expand_as(some)
+    yield "shuffled frames", some.gather(1, order[..., None].expand_as(some))
+    yield "time-reversed", some.flip(1)
 
 
 def usual_distance(x):
@@ -170,14 +140,12 @@ def loop_values(trajectories, usual):
 def sampled_motion(G, window, pca, seed):
     """Windows {"short", "long"}, (2048, T, 32) each, and the second halves of trajectories, (750, 32)."""
     rng = torch.Generator().manual_seed(seed)
-    short = train.sample_coordinates(G, train.SHORT, window, pca, rng)
-    long = train.sample_coordinates(G, train.LONG[0], max(train.LONG[1], 4 * window), pca, rng)
-    halves = []
+    windows, halves = train.motion_windows(G, window, pca, rng), []
     for k in tqdm(range(LOOP_SAMPLES), desc="loops", unit="sample"):
         chunks = sample.sample(G, LOOP_FRAMES, seed + k)
         x = torch.cat([train.coordinates(torch.from_numpy(w), pca) for w in chunks])        # (1500, 32)
         halves.append(x[len(x) // 2:].numpy())
-    return {"short": short, "long": train.long_windows(long, window)}, halves
+    return windows, halves
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -516,7 +484,9 @@ def load_codes(e, args):
     pca = e.motions[0][2]["pca"] if e.motions else train.fit_pca(e.codes)
     e.pca = {name: value.cpu() for name, value in pca.items()}
     x = {name: train.coordinates(torch.from_numpy(codes), e.pca) for name, (codes, _) in videos.items()}
-    e.real = {name: train.code_references(x[name], videos[name][1]["clips"], e.window) for name in videos}
+    e.real = {}
+    for name, (_, meta) in videos.items():
+        e.real[name] = train.references(x[name], meta["clips"], e.window, e.real.get("training"))
     longest = max(e.shots, key=lambda shot: shot[1] - shot[0])
     e.x = x["training"][slice(*longest)].numpy()                                # (T, 32)
     e.usual = usual_distance(e.x)
@@ -567,7 +537,7 @@ PICTURES = "Fréchet distances of pictures, the paper's table 1"
 LOOPING, FACES = "Loops", "Faces, judged by dlib; reconstruction of the training video"
 MOTION = {"training": "Motion, from the codes: distances to the training video",
           "holdout": "Motion, from the codes: distances to held-out video"}
-FOOTNOTES = (picture_distance, *CODE_MEASURES.values(), loop_score, *FACE_MEASURES.values(), correlation,
+FOOTNOTES = (picture_distance, *train.MEASURES.values(), loop_score, *FACE_MEASURES.values(), correlation,
              psnr)
 
 
@@ -608,7 +578,7 @@ def add_method(e, tables, method):
         windows, trajectories = e.once([e.key, method.key, e.pca["basis"].numpy()], method.motion)
         for reference, real in e.real.items():
             for kind, some in windows.items():
-                add(tables[MOTION[reference]], f"sampled, {kind}", code_values(real, some))
+                add(tables[MOTION[reference]], f"sampled, {kind}", train.measures(real, some))
         add(tables[LOOPING], "sampled", loop_values(trajectories, e.usual))
 
 
@@ -617,9 +587,9 @@ def add_training_video(e, tables):
     for reference, real in e.real.items():
         if reference == "holdout":
             copied = e.real["training"]["windows"]
-            add(tables[MOTION[reference]], "windows of the training video", code_values(real, copied))
-        for row, against, windows in free_rows(real, e.seed):
-            add(tables[MOTION[reference]], row, code_values(against, windows))
+            add(tables[MOTION[reference]], "windows of the training video", train.measures(real, copied))
+        for row, windows in free_rows(real, e.seed):
+            add(tables[MOTION[reference]], row, train.measures(real, windows))
     add(tables[LOOPING], VIDEO, loop_values([e.x], e.usual))
     add_faces(e, tables[FACES], e.video)
     if e.source:

@@ -153,6 +153,9 @@ MOTION_MODELS = {
     "styleinv": ("styleinv", "StyleInV"),
     "mocogan_hd": ("mocogan_hd", "MoCoGANHD"),
     "mocogan": ("mocogan", "MoCoGAN"),
+    "noise": ("gaussian", "FilteredNoise"),
+    "var": ("gaussian", "VAR"),
+    "textures": ("textures", "Textures"),
 }
 
 

@@ -1696,25 +1696,94 @@ def test_frechet_distance_of_known_gaussians():
     assert train.frechet(x @ A.T, x @ B.T) == pytest.approx(wanted, rel=1e-9)
 
 
-def test_distances_of_known_motion():
-    """Real windows are at distance 0 of themselves, frozen frames at 100 %; added noise shows as jitter."""
-    t = torch.arange(300.0)
-    x = torch.stack([torch.sin(t / (5 + k)) for k in range(32)], 1)             # (300, 32)
-    references = train.code_references(x, [(0, 200), (200, 300)], 8)
-    windows = references["windows"]
-    assert windows.shape == (193 + 93, 8, 32) and references["frozen"] > 0
-    same = train.code_distances(references, windows, x[None, :200])
-    assert abs(same["short_percent"]) < 1e-4 and same["jitter_short"] == pytest.approx(1)
-    frozen = train.code_distances(references, x[:, None].expand(-1, 8, -1), x[:, None].expand(-1, 20, -1))
-    assert frozen["short_percent"] == pytest.approx(100) == frozen["long_percent"]
-    noise = torch.randn(len(windows), 8, 32, generator=torch.Generator().manual_seed(0))
-    noisy = train.code_distances(references, windows + 0.1 * noise, x[None, :200])
-    # Second difference of white noise: variance 6 sigma^2
-    wanted = math.sqrt(references["jitter"] ** 2 + 6 * 0.01) / references["jitter"]
-    assert noisy["jitter_short"] == pytest.approx(wanted, rel=0.02)
+def test_mmd_of_known_gaussians():
+    """x ~ N(0, I), y ~ N(mu, I) in d dimensions, a Gaussian kernel of width m: the mean of k(x, y) is
+    (m^2 / (m^2 + 2))^(d/2) exp(-|mu|^2 / (2 (m^2 + 2)))."""
+    rng, d, m, mu = torch.Generator().manual_seed(0), 2, 2.0, 1.5
+    x, y, z = torch.randn(3, 4, 2000, d, generator=rng, dtype=torch.float64)
+    y[..., 0] += mu
+
+    def expected(w, mu):
+        return (w * w / (w * w + 2)) ** (d / 2) * math.exp(-mu * mu / (2 * (w * w + 2)))
+
+    wanted = sum(2 * expected(w, 0) - 2 * expected(w, mu) for w in (m, m / 2, m / 4))
+    found = [[train.squared_mmd(*both, m) for both in zip(x, other)] for other in (y, z)]
+    assert np.mean(found[0]) == pytest.approx(wanted, rel=0.05)
+    assert abs(np.mean(found[1])) < 0.001 and min(found[1]) < 0                 # unbiased: 0 in the mean
+    # Of two points at distances 0 and 1 of one: within 2 k(1), 0 pairs in the other; by hand
+    two, three = torch.tensor([[0.0], [1.0]]), torch.tensor([[0.0], [1.0], [3.0]])
+
+    def k(distance):
+        return sum(math.exp(-0.5 * (distance / w) ** 2) for w in (1, 0.5, 0.25))
+
+    across = (2 * k(0) + 2 * k(1) + k(3) + k(2)) / 6
+    by_hand = k(1) + (k(1) + k(2) + k(3)) / 3 - 2 * across
+    assert train.squared_mmd(two.double(), three.double(), 1.0) == pytest.approx(by_hand)
+
+
+def like_talking(n=2000, seed=0):
+    """A slow swing along four fixed directions and, now and then, a blink along a fifth: (n, 32)."""
+    rng, directions = np.random.RandomState(seed), np.random.RandomState(9).standard_normal((5, 32))
+    slow = 0.2 * rng.standard_normal((n, 4))
+    for k in range(1, n):
+        slow[k] += 0.98 * slow[k - 1]
+    blink = 3 * np.convolve(rng.uniform(size=n) < 0.02, np.hanning(9), "same")
+    x = np.column_stack([slow, blink]) @ directions + 0.05 * rng.standard_normal((n, 32))
+    return torch.from_numpy(x - x.mean(0)).float()
+
+
+def plain_pca():
+    """That of codes (1, 32) that are their own coordinates."""
+    return {"mean": torch.zeros(1, 32), "basis": torch.eye(32)[:, None], "std": torch.ones(32)}
+
+
+def test_measures_of_known_motion():
+    """Known moments; copies, frozen frames and added noise; a second video keeps the first one's scales."""
+    rng = np.random.RandomState(0)
+    walk = torch.from_numpy(rng.laplace(size=(300, 301, 32))).cumsum(1)
+    assert train.excess_kurtosis(walk) == pytest.approx(3, abs=0.1)             # a Laplace variable's
+    white = torch.from_numpy(rng.standard_normal((300, 301, 32)))
+    assert train.trembling(white) == pytest.approx(math.sqrt(6), rel=0.01)      # weights 1, -2, 1
+
+    x, clips = like_talking(), [(0, 1200), (1200, 2000)]
+    real = train.references(x, clips, 8)
+    windows = real["windows"]
+    assert windows.shape == (1193 + 793, 8, 32) and torch.equal(windows[1193], x[1200:1208].double())
+    same = train.measures(real, windows)
+    assert same["gaussian"] == pytest.approx(0, abs=1e-4) and same["novelty"] < 1e-6
+    assert same["kurtosis"] == pytest.approx(1) == same["jitter"]
+    assert -6 < same["mmd"] < 0 and -6 < same["motion"] < 0                     # a window meets itself
+    frozen = train.measures(real, windows[:, :1].expand_as(windows))
+    assert frozen["gaussian"] == pytest.approx(100) and frozen["jitter"] == 0 and frozen["motion"] > 1000
+    assert math.isnan(frozen["kurtosis"])                                       # nothing moves
+    noise = torch.randn(windows.shape, generator=torch.Generator().manual_seed(0))
+    wanted = math.sqrt(real["jitter"] ** 2 + 6 * 0.01) / real["jitter"]
+    assert train.measures(real, windows + 0.1 * noise)["jitter"] == pytest.approx(wanted, rel=0.02)
+
+    other = train.references(like_talking(600, seed=1), [(0, 600)], 8, real)
+    assert other["space"] is real["space"] and other["train"] is real
+    values = train.measures(other, other["windows"])
+    assert values["gaussian"] == pytest.approx(0, abs=1e-4) and 0.8 < values["novelty"] < 1.2
+    assert train.measures(other, windows)["novelty"] < 1e-6                     # copies of the training video
     # Windows of long samples are adjacent at the paper's lengths
     cut = train.long_windows(torch.arange(400.0).reshape(1, 400, 1).expand(2, -1, 32), 25)
     assert cut.shape == (32, 25, 32) and torch.equal(cut[:16, :, 0].flatten(), torch.arange(400.0))
+    assert train.evenly(torch.arange(10), 4).tolist() == [0, 3, 6, 9]
+
+
+def test_filtered_noise_is_told_from_the_video_that_filtered_it():
+    """It has the video's autocovariance, so the Gaussian distance takes it for the video; what sees more than
+    covariances does not."""
+    x, T, rng = like_talking(3000), 25, torch.Generator().manual_seed(1)
+    real = train.references(x, [(0, 3000)], T)
+    G = models.motion_model("noise")(1, 32).fit(x, [(0, 3000)], plain_pca())
+    noise = train.measures(real, train.sample_coordinates(G, 1000, T, plain_pca(), rng))
+    drawn = real["windows"][torch.randint(len(real["windows"]), (1000,), generator=rng)]
+    video = train.measures(real, drawn)
+    assert max(noise["gaussian"], video["gaussian"]) < 2.5
+    assert noise["motion"] > 3 > 0.5 > video["motion"] and noise["mmd"] > 3 * abs(video["mmd"])
+    assert abs(noise["kurtosis"]) < 0.05 and video["kurtosis"] == pytest.approx(1, abs=0.2)
+    assert noise["jitter"] == pytest.approx(1, abs=0.03) and noise["novelty"] > 0.9 > 0.01 > video["novelty"]
 
 
 @pytest.mark.parametrize("words", ((), ("--critic-steps", 1, "--window", 7), ("--recipe", "paper")))
@@ -2058,6 +2127,77 @@ def test_sample_command_line(toy, tmp_path):
     assert sorted(os.listdir(tmp_path)) == ["one.npy", "three.npy"]
 
 
+FITTED = "noise", "var", "textures"                         # computed, not trained
+
+
+def fitted(kind, x, clips):
+    """A model that is computed, of coordinates x (N, 32), as codes of one style row of 32 numbers."""
+    return models.motion_model(kind)(1, 32).fit(x, clips, plain_pca())
+
+
+@pytest.mark.parametrize("kind", FITTED)
+def test_a_fitted_model_is_in_its_file(kind, toy_codes, tmp_path, capsys, quick_reports):
+    """train.py --model fits it, reports once and saves what load_motion() makes the same model of."""
+    motion = trained(toy_codes, tmp_path / "m.pt", "--model", kind, "--window", 6)
+    said = capsys.readouterr().err
+    assert "fitted in" in said and "training, long: gaussian" in said and "m.pt" in said
+    assert motion["kind"] == kind and motion["window"] == 6 and motion["fps"] == 25.0
+    assert not list(tmp_path.glob("m.*.pt")) and not left_over(tmp_path)
+    x, meta = train.load_latents(toy_codes)
+    x = train.coordinates(torch.from_numpy(x), motion["pca"])
+    G = models.motion_model(kind)(L, D).fit(x, meta["clips"], motion["pca"])
+    again, _ = sample.load_motion(tmp_path / "m.pt")
+    w = np.concatenate([*sample.sample(again, 40, 3)])
+    assert np.allclose(np.concatenate([*sample.sample(G, 40, 3)]), w, atol=1e-4) and w.std(0).max() > 0.01
+
+
+def test_textures_through_the_command_lines(toy, toy_codes, tmp_path):
+    path, video = tmp_path / "textures.pt", tmp_path / "v.mp4"
+    done = run("train.py", toy_codes, "--model", "textures", "-o", path, "--window", 6, "--threads", 1)
+    assert done.returncode == 0 and b"fitted in" in done.stderr, done.stderr.decode()
+    piped = run("sample.py", "--motion", path, "--t", 40).stdout
+    assert np.load(io.BytesIO(piped)).shape == (40, L, D)
+    done = run("transfer.py", "--motion", path, "-o", video, stdin=piped, cwd=toy)
+    assert done.returncode == 0 and len([*embed.read_video(video)]) == 40, done.stderr.decode()
+
+
+@pytest.mark.parametrize("kind, error", (("noise", 0.1), ("var", 0.1), ("textures", 0.2)))
+def test_a_fitted_model_keeps_mean_and_autocovariance(kind, error):
+    """Of 3,000 samples, at lags 0 to 8, within that share of the largest; all others are as stationary."""
+    x, clips = like_talking(1500) + 2.0, [(0, 1000), (1000, 1500)]
+    G, rng = fitted(kind, x, clips), torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        y = G(torch.randn(3000, G.start, generator=rng), torch.randn(3000, 8, 32, generator=rng))[:, :, 0]
+    assert torch.allclose(y.mean((0, 1)), x.mean(0), atol=0.1 * float(x.std(0).mean()))
+    y, parts = y - x.mean(0), [x[start:end] - x.mean(0) for start, end in clips]
+    for lag in (0, 1, 4, 8):
+        real = sum(part[lag:].T @ part[:len(part) - lag] for part in parts) / len(x)
+        assert (y[:, lag].T @ y[:, 0] / len(y) - real).norm() < error * real.norm(), lag
+        if lag == 0:                                                            # and as large later on
+            assert (y[:, -1].T @ y[:, -1] / len(y) - real).norm() < error * real.norm()
+
+
+def test_textures_play_every_frame_about_equally_often():
+    x = like_talking(1200)
+    G, rng = fitted("textures", x, [(0, 700), (700, 1200)]), torch.Generator().manual_seed(0)
+    h, counts, jumps = G.hidden(torch.randn(1000, 32, generator=rng)), torch.zeros(1200), 0.0
+    for _ in range(300):
+        before = h[0, :, 0].long()
+        l, h = G.roll(torch.randn(1000, 1, 32, generator=rng), h)
+        at, jumped = h[0, :, 0].long(), h[0, :, 1] == 0
+        assert torch.equal(at[~jumped], before[~jumped] + 1)                    # else it plays on
+        assert (jumped | (before != 699))[before < 1199].all()                  # never across a cut
+        counts += torch.bincount(at, minlength=1200)
+        jumps += jumped.float().mean().item() / 300
+    settled = counts[torch.cat([torch.arange(50, 700), torch.arange(750, 1200)])] / counts.mean()
+    assert 0.3 < settled.min() and settled.max() < 2.5 and settled.std() < 0.4
+    assert 1 / 200 < jumps < 1 / 10
+    # What a jump changes fades out: one frame is not further from the next than in the video, but for a few
+    steps = (G.motion(torch.randn(200, 32, generator=rng), torch.randn(200, 99, 32, generator=rng))
+             .diff(dim=1).norm(dim=2).flatten())
+    assert steps.max() < 1.5 * x.diff(dim=0).norm(dim=1).max()
+
+
 def test_sample_streams(toy):
     """The first frames leave long before the last could have been made; a closed pipe ends the sampling."""
     process = begin("sample.py", "--t", 10 ** 9, cwd=toy, stdout=subprocess.PIPE)
@@ -2077,6 +2217,10 @@ def test_sample_refusals(toy, tmp_path):
     for path in (tmp_path / "bad.pt", toy / "image.pt"):
         with pytest.raises(InputError, match=f"{path.name} is not a motion model"):
             sample.load_motion(path)
+    motion = torch.load(toy / "motion.pt", weights_only=True)
+    torch.save({**motion, "kind": "os"}, tmp_path / "other.pt")                 # is not imported
+    with pytest.raises(InputError, match="other.pt is a motion model of the kind 'os', unknown.*textures"):
+        sample.load_motion(tmp_path / "other.pt")
     (tmp_path / "folder.npy").mkdir()
     for changes, words in (({"t": 0}, "--t 0 .* at least 1 frame"), ({"device": "abacus"}, "--device abacus"),
                            ({"fps": 0.0}, "--fps 0.0: .* from 0.1"),
@@ -2088,7 +2232,7 @@ def test_sample_refusals(toy, tmp_path):
                    "device": "cpu", "fps": None, "first": None, **changes}
         with pytest.raises(InputError, match=words):
             sample.main(argparse.Namespace(**options))
-    assert sorted(os.listdir(tmp_path)) == ["bad.pt", "folder.npy"]
+    assert sorted(os.listdir(tmp_path)) == ["bad.pt", "folder.npy", "other.pt"]
 
 
 @pytest.mark.skipif(os.name == "nt", reason="pseudo-terminals are POSIX")
@@ -2558,23 +2702,18 @@ def test_loop_score_knows_loops():
     assert math.isnan(evaluate.loop_score(loop[:49], 1))                        # shorter than two lags
 
 
-def test_measures_of_motion_where_the_answer_is_known():
+def test_rows_that_cost_nothing_where_the_answer_is_known():
     """Independent Gaussian frames, windows of 3: what frozen, shuffled and as many real ones score."""
-    x = torch.randn(4000, 32, generator=torch.Generator().manual_seed(0))
-    real = train.code_references(x, [(0, 4000)], 3)
+    x = torch.randn(2000, 32, generator=torch.Generator().manual_seed(0))
+    real = train.references(x, [(0, 2000)], 3)
     # Repeated frames have covariance 1 between any two; their windows' is I (x) J instead of I (x) I: roots
     # of J's eigenvalues 3, 0, 0 make 3 + 3 - 2 sqrt(3) per component; of these SPACE / 96 are looked at
     assert 0.2 * 32 * (6 - 2 * math.sqrt(3)) < real["frozen"] < 1.1 * 32 * (6 - 2 * math.sqrt(3))
-    assert real["still"] == pytest.approx(32, rel=0.05)
-    rows = {name: evaluate.code_values(*both) for name, *both in evaluate.free_rows(real, 0)}
-    assert rows["frozen frames"] == pytest.approx({"windows, %": 100, "frames, %": 0, "jitter": 0}, abs=0.1)
-    for name in ("shuffled frames", "time-reversed", "as many real windows"):   # there is no order in them
-        assert rows[name] == pytest.approx({"windows, %": 1.5, "frames, %": 0, "jitter": 1}, abs=1.5), name
-    expected = train.SPACE ** 2 / (4 * 2000)                        # of two covariances of n draws
-    assert 0.7 * expected < rows["half against half"]["windows, %"] * real["frozen"] / 100 < 4 * expected
-    # A walk that moves by one in every frame has no second difference
-    walk = torch.arange(6.0)[:, None].expand(-1, 32) + torch.zeros(4, 6, 32)
-    assert evaluate.trembling({"jitter": 1.0}, walk) == 0
+    rows = {name: train.measures(real, windows) for name, windows in evaluate.free_rows(real, 0)}
+    assert rows["frozen frames"]["gaussian"] == pytest.approx(100, abs=5)
+    for name in ("real windows", "shuffled frames", "time-reversed"):           # there is no order in them
+        assert rows[name]["gaussian"] < 3 and rows[name]["jitter"] == pytest.approx(1, abs=0.02), name
+        assert abs(rows[name]["mmd"]) < 2 > abs(rows[name]["motion"]), name
 
 
 # Detectors as small as can be, called as the real ones are. Features of frames: brightness of red, green and
@@ -2789,7 +2928,7 @@ def test_scores_of_a_motion_model(quick, toy, toy_codes, scripts, tmp_path, caps
     # The same video as held-out one: the same distances; its own windows are at distance 0
     training, holdout = (tables[title] for title in evaluate.MOTION.values())
     assert holdout["sampled, short"] == training["sampled, short"] and "looping" in text
-    assert holdout["windows of the training video"]["windows, %"] == [pytest.approx(0, abs=1e-6)]
+    assert holdout["windows of the training video"]["gaussian"] == [pytest.approx(0, abs=1e-6)]
     assert set(tables[evaluate.LOOPING]) == {"sampled", "training video"}
     settings = read["settings"]
     assert {toy_codes, toy / "motion.pt", ROOT / "train.py"} <= set(map(Path, settings["files"]))
@@ -2895,7 +3034,7 @@ def test_evaluate_the_drawn_clip(quick, embedded, tmp_path, monkeypatch, capsys)
         monkeypatch.setitem(evaluate.QUICK, name, value)
     read = quick(embedded[0], ROOT / "assets" / "motion.pt")
     text = capsys.readouterr().out
-    for words in ("Motion, from the codes", "Loops", "half against half", "shuffled", "LiA", "PSNR"):
+    for words in ("Motion, from the codes", "Loops", "real windows", "shuffled", "LiA", "PSNR"):
         assert words in text
     rows = read["tables"][evaluate.FACES]
     seen = {row: {name: value for name, (value,) in values.items()} for row, values in rows.items()}
@@ -2980,7 +3119,7 @@ def test_motion_models_stream(kind):
             l, h = network.roll(s[:, :K], h.clone())
             assert torch.allclose(network.code(h), l[:, -1], atol=1e-5)
             parts, s = [*parts, l], s[:, K:]
-        assert torch.allclose(torch.cat(parts, 1), whole, atol=1e-4)
+        assert torch.allclose(torch.cat(parts, 1), whole, atol=1e-4 * max(1, float(whole.std())))
         assert G.translate(whole).shape == (3, 102, 4, 16)
 
         if getattr(G, "continuous", False):
@@ -2993,18 +3132,16 @@ def test_motion_models_stream(kind):
             assert fine.diff(dim=1).abs().max() < 0.05 * l.diff(dim=1).abs().max()
 
 
-@pytest.mark.parametrize("kind", models.MOTION_MODELS)
+@pytest.mark.parametrize("kind", [kind for kind in models.MOTION_MODELS if kind not in FITTED])
 def test_motion_models_learn_with_all_they_have(kind):
     G, codes, _ = motion_model(kind)
-    if not list(G.parameters()):                                                # computed, not learned
-        return
     w = G(torch.randn(8, G.start), torch.randn(8, 40, G.noise))
     (w.square().mean() + (G.extra() if hasattr(G, "extra") else 0)).backward()
     assert not [name for name, p in G.named_parameters() if p.grad is None or not p.grad.abs().max() > 0]
     assert 0.1 < w.std() / codes.std() < 3                                      # at the training codes' scale
 
 
-@pytest.mark.parametrize("kind", models.MOTION_MODELS)
+@pytest.mark.parametrize("kind", [kind for kind in models.MOTION_MODELS if kind not in FITTED])
 def test_other_motion_models_train_resume_and_are_sampled_at_any_rate(kind, codes, tmp_path, quick_reports):
     path, words = tmp_path / "m.pt", ("--model", kind, "--horizon", 20, *SMALL)
     trained(codes, path, "--steps", 2, *words)

@@ -7,8 +7,8 @@
 looping: "a very short training sequence (one single sentence, spoken three times, 20 seconds in total)",
 drawn by pretrain/faces.py and embedded by embed.py; models are trained with --horizon 0 (every sampled window
 begins with i, as in the paper), torch's own start of the recurrence, and a smaller batch;
-evaluate.py's loop score of 1,500 sampled frames says which of them loop. ablation: short and long distance of
-codes.
+evaluate.py's loop score of 1,500 sampled frames says which of them loop. ablation: train.py's measures of
+long windows.
 
 Stop and start again as you like: what is finished is kept. Writes a JSON for each into the folder of -o; the
 tables go to standard output.
@@ -33,7 +33,6 @@ from sample import load_motion, sample
 
 ROOT = Path(__file__).resolve().parents[1]
 KINDS = {"with": "with the penalty", "without": "without"}
-DISTANCES = "short_percent", "long_percent", "frame_short_percent", "frame_long_percent"
 # ours: torch's own start, as train.py's lets the noise through with the penalty or without; 32 windows a
 # step, as 20 seconds hold few
 LOOPING = "--horizon", 0, "--start", "torch", "--batch", 32
@@ -91,12 +90,12 @@ def last_report(path):
 
 
 def print_distances(rows):
-    """rows: {kind: [row of distances, ...]}."""
-    print("\nFréchet distance of codes, mean ± standard deviation over the models: windows in % of frozen "
-          "frames, frames in % of a still picture\n")
-    print("| | short | long | frames, short | frames, long |\n|---|---|---|---|---|")
+    """rows: {kind: [row of a motion.csv, ...]}."""
+    print("\nLong windows against the training video, by train.py's measures: mean ± standard deviation over "
+          "the models\n")
+    print(f"| | {' | '.join(train.MEASURES)} |\n|---|" + "---|" * len(train.MEASURES))
     for kind, title in KINDS.items():
-        cells = [[row[key] for row in rows[kind]] for key in DISTANCES]
+        cells = [[row[f"training_long_{name}"] for row in rows[kind]] for name in train.MEASURES]
         print(f"| {title} | " + " | ".join(f"{np.mean(c):.2f} ± {np.std(c):.2f}" for c in cells) + " |")
 
 
@@ -138,7 +137,7 @@ def looping(args, folder):
 
 
 def ablation(args, folder):
-    """Short and long distance with train.py's defaults and with no penalty."""
+    """Measures of long windows with train.py's defaults and with no penalty."""
     latents = args.latents or sentence(folder, args.full)
     options = () if args.full else ("--window", 6, "--horizon", 40, "--batch", 8)
     paths = train_models(latents.resolve(), folder, args, options)
