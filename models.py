@@ -153,6 +153,7 @@ MOTION_MODELS = {
     "styleinv": ("styleinv", "StyleInV"),
     "mocogan_hd": ("mocogan_hd", "MoCoGANHD"),
     "mocogan": ("mocogan", "MoCoGAN"),
+    "gp_start": ("gp_start", "GPStart"),
     "noise": ("gaussian", "FilteredNoise"),
     "var": ("gaussian", "VAR"),
     "textures": ("textures", "Textures"),

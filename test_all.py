@@ -3189,6 +3189,15 @@ def test_first_frames_of_styleinv_are_its_first_codes():
     assert torch.allclose(w.flatten(2), seen.expand(2, 21, -1), atol=1e-2)
 
 
+def test_gp_start_begins_with_the_videos_covariance():
+    G, codes, pca = motion_model("gp_start")
+    x = train.sample_coordinates(G.eval(), 2000, 2, pca, torch.Generator().manual_seed(0)) / pca["std"]
+    real = train.coordinates(codes, pca) / pca["std"]
+    for lag in (0, 1):
+        of_video = (real[lag:120].T @ real[:120 - lag] + real[120 + lag:].T @ real[120:200 - lag]) / 200
+        assert ((x[:, lag].T @ x[:, 0]) / 2000 - of_video).abs().max() < 0.15
+
+
 def test_sparse_critic_by_hand(codes, tmp_path, quick_reports):
     """Which frames it sees; its losses at a score of zero; a training with it."""
     C = models.motion_critic("sparse")(1, 16, 12)
@@ -3204,9 +3213,9 @@ def test_sparse_critic_by_hand(codes, tmp_path, quick_reports):
     C.losses(real, fake, times)[0].backward()
     assert not [name for name, p in C.named_parameters() if p.grad is None or not p.grad.abs().max() > 0]
     nn.init.zeros_(C.head[-1].weight), nn.init.zeros_(C.head[-1].bias)
-    whole, loss, r1 = map(float, C.losses(real, fake, times))
+    whole, loss, r1 = (value.item() for value in C.losses(real, fake, times))
     assert whole == loss == pytest.approx(2 * math.log(2)) and r1 == 0
-    assert float(C.generator_loss(fake, times)) == pytest.approx(math.log(2))
+    assert C.generator_loss(fake, times).item() == pytest.approx(math.log(2))
     words = "--critic", "sparse", "--steps", 2, "--horizon", 20, *SMALL
     assert trained(codes, tmp_path / "m.pt", *words)["step"] == 2
 
@@ -3221,6 +3230,16 @@ def test_one_style_finds_the_motion_of_its_own_clip():
     other = G.translate(G.style(torch.randn(32)) * G.waves(t))
     assert one_style.explained(clip, found) > 0.95 > 0.5 > one_style.explained(clip, other)
     assert one_style.explained(clip, one_style.least_squares(G, clip)) > 0.999  # 129 numbers for 60 frames
+
+
+def test_one_style_command_line(toy, codes, tmp_path, capsys, quick_reports):
+    trained(codes, tmp_path / "m.pt", "--model", "one_style", "--steps", 1, *SMALL)
+    one_style.main(argparse.Namespace(motion=tmp_path / "m.pt", latents=codes))
+    head, *rows = capsys.readouterr().out.splitlines()
+    rows = [[float(cell) for cell in row.split()] for row in rows]
+    assert [row[0] for row in rows] == [15, 30, 50] and all(row[1] < row[2] <= 1 for row in rows)
+    with pytest.raises(InputError, match="kind stylevideogan"):
+        one_style.main(argparse.Namespace(motion=toy / "motion.pt", latents=codes))
 
 
 # ------------------------------------------------------------------------------------------------------------

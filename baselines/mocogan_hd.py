@@ -2,21 +2,21 @@
 
     python train.py latents.npy --model mocogan_hd
 
-From a first code x_0, with noise e_t (sec. 3.1; code: snap-research/MoCoGAN-HD, 385ce6f, models/rnn.py):
+From a first code x_0, with noise e_t, as its code has it (snap-research/MoCoGAN-HD, 385ce6f, models/rnn.py):
     (h_0, c_0) = LSTM_0(x_0),  (h_t, c_t) = LSTM(e_t, (h_(t-1), c_(t-1)))
     x_t = x_(t-1) + 0.2 sum_n tanh(W h_t + b)_n std_n basis_n,  384 directions, h of 384 numbers
 and as its own loss the mutual information of state and noise, so that the noise is not ignored:
-    -cos(R(h_t, c_t), e_t), R two layers, weight 1 (code: train_func_in_domain.py, 5b75a0f).
+    -cos(R(h_t, c_t), e_t), R two layers, weight 1 (train_func_in_domain.py, 5b75a0f).
 x is itself a W+ code, so there is no T. The cell never sees x: x sums up a process, and unless h learns to
 undo it the variance of x grows with t, which is its known divergence when unrolled (Skorokhodov et al. 2022,
 sec. 4.1).
 
 Ours: x counts in PCA coordinates of the training codes in W+, over their standard deviations (upstream: one
-row of W, PCA of a million samples of the mapping network); x_0 is drawn from their Gaussian (upstream: by the
-mapping network); no more directions than a quarter of the frames, as a PCA would invent the rest, the others
-stay at zero; e of 32 numbers (512). Left out: the critic of single frames and that of video with the first
-frame beside each, relativistic losses, the contrastive loss, whose negatives are other identities while here
-is one actor.
+row of W, PCA of samples of the mapping network); x_0 is drawn from their Gaussian (upstream: by the mapping
+network); no more directions than a quarter of the frames, as a PCA would invent the rest, the others stay at
+zero; e of 32 numbers (512), R's inner layer of 384 (512). Left out: the critic of single frames and that of
+video with the first frame beside each, relativistic losses, the contrastive loss, whose negatives are other
+identities while here is one actor.
 Copied into another project, models.py comes along.
 """
 
@@ -41,7 +41,7 @@ class MoCoGANHD(nn.Module):
         self.first = nn.Linear(directions, 3 * state)                   # LSTM_0; from zero it forgets nothing
         self.cell = nn.LSTMCell(noise, state)
         self.move = nn.Linear(state, directions)                                # W, b
-        self.recover = nn.Sequential(nn.Linear(2 * state, noise), nn.ReLU(), nn.Linear(noise, noise))    # R
+        self.recover = nn.Sequential(nn.Linear(2 * state, state), nn.ReLU(), nn.Linear(state, noise))    # R
         gates = *self.first.weight.chunk(3), *self.cell.weight_ih.chunk(4), *self.cell.weight_hh.chunk(4)
         for weight in (*gates, self.recover[0].weight, self.recover[2].weight):         # all as in rnn.py
             nn.init.orthogonal_(weight)

@@ -10,12 +10,13 @@ F_t: PixelNorm and four layers (code: sandman002/One-Style-is-All-You-Need-to-Ge
 model.py; sec. 3.1: a 4-layer perceptron). k = 128, where artefacts were gone for the most part (sec. 6).
 No noise enters after the start: a trajectory is a point m.
 
-Where text and code differ: the code also feeds sines of t, not scaled by m, into the constant input, so that
-a part of every video is the same function of time; left out, as in the text. omega ~ N(0, 1) rad per frame,
-as the code. Ours: omega = pi tanh(. / pi), as a wave above half the training rate shows as a slower one
-there and as itself at higher rates; omega_0 starts at a hundredth, as its wave alone grows without end and
-nothing that was trained on 400 frames says what T makes of it at 4,000. z has 32 numbers (code: k). Left out:
-content code, labels, D_s on pairs with swapped content, D_t on triplets with their times (sec. 3.2).
+omega and phi start as N(0, 1), in frames, as in the code. Its layers that also feed sines of t, not scaled by
+m, into the constant input are not used there, nor are they in the text.
+Ours: omega = pi tanh(. / pi), as a wave above half the training rate shows as a slower one there and as
+itself at higher rates; omega_0 starts at a hundredth, as its term alone grows without end, and no training on
+400 frames says what T makes of it at 4,000. z has 32 numbers (code: k); plain layers that start as equalised
+ones do, where the code learns F_t at a hundredth of the rate. Left out: content code, labels, D_s on pairs
+with swapped content, D_t on triplets with their times (sec. 3.2).
 Copied into another project, models.py comes along.
 """
 

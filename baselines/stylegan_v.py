@@ -16,8 +16,8 @@ logarithm, as the code (eq. 6: linearly); from 8 to 1,024 frames, as app. B.3 (c
 beyond the text: W, R and A have no bias, phases are multiplied by c = 1,024 / period.
 Ours: z has 32 numbers, u and v as many as T is wide (512 all three); plain layers that start as equalised
 ones do, where the code learns the convolutions at a hundredth of the rate; t counts from l, which makes the
-process stationary and any length exact, and the first frame lies anywhere in its interval. Left out: the
-discriminator on three frames with their distances (sec. 3.2), fractional times in training.
+process stationary and any length exact, and the first frame lies anywhere in its interval. Left out:
+fractional times in training. Its discriminator is sparse_critic.py.
 Copied into another project, models.py comes along.
 """
 

@@ -18,8 +18,8 @@ Ours: E takes the 32 PCA coordinates of w_0 in place of the picture and the 50 l
 standard deviations, through three blocks of one layer each (four of two), normalised over the width, not over
 the picture; W+ in place of one row of W; losses in units of the training codes' variance. w_0 is drawn from
 their Gaussian (upstream: by the mapping network), or given by --first. z has 32 numbers (512). Left out: the
-discriminator on four frames, the first being w_0 itself; the start of E as an inversion encoder; learning
-rates of 0.0001 and 0.002.
+discriminator on four frames, the first being w_0 itself; the start of E as an inversion encoder; the rates,
+0.0001 and 0.002, and a hundredth of that for u and s.
 Copied into another project, models.py and stylegan_v.py come along.
 """
 
