@@ -3273,6 +3273,14 @@ def test_imports_run_one_way_along_the_pipeline():
             assert not names & {"embed", "av", "cv2", "dlib"}, names
 
 
+def test_motion_models_import_torch_and_models_alone():
+    for path in (ROOT / "baselines").glob("*.py"):
+        body = ast.parse(path.read_text(encoding="utf-8")).body                 # not what a main() needs
+        names = {(node.module if isinstance(node, ast.ImportFrom) else alias.name).split(".")[0]
+                 for node in body if isinstance(node, (ast.Import, ast.ImportFrom)) for alias in node.names}
+        assert names <= {*sys.stdlib_module_names, "torch", "models", "baselines"}, path
+
+
 @pytest.mark.parametrize("script", [f"{stage}.py" for stage in STAGES[1:]])
 def test_every_script_has_help(script):
     result = run(script, "--help")
