@@ -38,8 +38,6 @@ import jinja2
 import joblib
 import numpy as np
 import torch
-from matplotlib import rc_context
-from matplotlib.figure import Figure
 from tqdm import tqdm
 
 import embed
@@ -58,12 +56,13 @@ LONG_SEED = 500_000     # ours: sample k of the long set is that of `sample.py -
 WINDOW = 25             # frames (sec. 3), where no motion model says
 BLOCK = 64              # ours: items of one video whose features are computed and kept at once
 CHUNK = 32              # ours: pictures rendered at a time
+FAR = 4000              # ours: frames of the longest samples, ten times those of the long ones
 LOOP_SAMPLES, LOOP_FRAMES = 8, 1500     # searched for loops: ours; as long as sec. 4's longest
 LOOP_LAG = 25           # ours: shortest lag in frames that counts; below it, any motion resembles itself
 LOOPS = 0.3             # ours: a sample with a lower score loops
 JUDGED_SIDE = 256       # ours: px of the shorter side of frames for dlib, at most; its descriptor sees 150
 KEEP = datetime.timedelta(days=30)      # ours: how long what is computed stays in the cache
-PAGE_SECONDS = 4        # ours: of the page's plots and videos
+PAGE_SECONDS = 4        # ours: of the page's videos
 PAGE = Path(__file__).resolve().parent / "assets" / "page.html"
 
 NVIDIA = "https://nvlabs-fi-cdn.nvidia.com/stylegan2-ada-pytorch/pretrained/metrics/"
@@ -77,6 +76,13 @@ DETECTORS = {           # column, TorchScript file as its authors publish it, ad
 VIDEO, RECONSTRUCTION, OWN = "training video", "its W+ reconstruction", "sampled, training actor"
 WAYS = {"offset trick": "offset", "naive shift": "naive"}                       # sec. 3 and Fig. 4
 PERFORMS = {RECONSTRUCTION: VIDEO, "offset trick": OWN, "naive shift": OWN}
+
+# Motion models that are computed, not trained; how far a measure is from its best, and by how much it must be
+# further than another one's to count: ours, as two draws of one model may differ by that
+FREE = {"filtered noise": "noise", "VAR(8)": "var", "video textures": "textures"}
+AWAY = {"gaussian": abs, "mmd": float, "motion": float, "kurtosis": lambda v: abs(v - 1),
+        "jitter": lambda v: abs(v - 1), "novelty": lambda v: max(0.0, 1 - v)}
+LEVEL = {"gaussian": 0.5, "mmd": 1.0, "motion": 1.0, "kurtosis": 0.05, "jitter": 0.05, "novelty": 0.05}
 
 
 def mean(values):
@@ -97,18 +103,28 @@ def once(key, compute):
 
 
 # ------------------------------------------------------------------------------------------------------------
-# Motion, from the codes alone: measures (a function of windows) and rows (a name and windows)
+# Motion, from the codes alone. What a measure is: train.MEASURES
 # ------------------------------------------------------------------------------------------------------------
 
-def free_rows(real, seed):
-    """Rows that cost nothing, of the real windows: yields (name, windows)."""
-    windows, rng = real["windows"], np.random.RandomState(seed)
-    some = windows[rng.randint(0, len(windows), train.SHORT)]
-    order = torch.from_numpy(rng.rand(*some.shape[:2])).argsort(1)              # of every window its own
-    yield "real windows", some
-    yield "frozen frames", some[:, :1].expand_as(some)
-    yield "shuffled frames", some.gather(1, order[..., None].expand_as(some))
-    yield "time-reversed", some.flip(1)
+def drawn(real, seed):
+    """Windows of a video, drawn at random: what a model scores that is the video."""
+    return real["windows"][np.random.RandomState(seed).randint(0, len(real["windows"]), train.SHORT)]
+
+
+def free_motion(e):
+    """Of what costs nothing, all of it made of the training video: {row: windows}, and {row: trajectories} of
+    the models that are computed."""
+    some = drawn(e.real["training"], e.seed)
+    order = torch.from_numpy(np.random.RandomState(e.seed).rand(*some.shape[:2])).argsort(1)
+    windows = {"frozen frames": some[:, :1].expand_as(some), "time-reversed": some.flip(1),
+               "shuffled frames": some.gather(1, order[..., None].expand_as(some))}     # each its own order
+    halves = {}
+    for row, kind in FREE.items():
+        G = models.motion_model(kind)(e.model.L, e.model.D).fit(e.coordinates, e.shots, e.pca)
+        rng = torch.Generator().manual_seed(e.seed)
+        windows[row] = train.sample_coordinates(G, train.SHORT, e.window, e.pca, rng)
+        halves[row] = second_halves(G, e.pca, e.seed)
+    return windows, halves
 
 
 def usual_distance(x):
@@ -137,15 +153,38 @@ def loop_values(trajectories, usual):
     return {"score": mean(scores), "worst": min(scores), "looping, %": looping}
 
 
-def sampled_motion(G, window, pca, seed):
-    """Windows {"short", "long"}, (2048, T, 32) each, and the second halves of trajectories, (750, 32)."""
-    rng = torch.Generator().manual_seed(seed)
-    windows, halves = train.motion_windows(G, window, pca, rng), []
-    for k in tqdm(range(LOOP_SAMPLES), desc="loops", unit="sample"):
+def second_halves(G, pca, seed):
+    """Second halves (750, 32) of samples, in which loops are looked for."""
+    halves = []
+    for k in range(LOOP_SAMPLES):
         chunks = sample.sample(G, LOOP_FRAMES, seed + k)
         x = torch.cat([train.coordinates(torch.from_numpy(w), pca) for w in chunks])        # (1500, 32)
         halves.append(x[len(x) // 2:].numpy())
-    return windows, halves
+    return halves
+
+
+def sampled_motion(G, window, pca, seed):
+    """Windows {"short", "long", "4,000"}, (2048, T, 32) each: from frame 0 on, in samples of 400 frames, and
+    in the last 400 of 4,000 frames; and second_halves()."""
+    rng, (n, t) = torch.Generator().manual_seed(seed), train.LONG
+    windows = train.motion_windows(G, window, pca, rng)
+    far = train.sample_coordinates(G, n, FAR, pca, rng, last=max(t, 4 * window))
+    return {**windows, f"{FAR:,}": train.long_windows(far, window)}, second_halves(G, pca, seed)
+
+
+def verdicts(table, who):
+    """Which models that cost nothing are nearer to a video than the rows `who`, and by what: sentences."""
+    means = {row: {name: mean(v) for name, v in values.items()} for row, values in table.items()}
+    said = []
+    for rival, row in itertools.product(FREE, who):
+        both = [name for name in AWAY if name in means[rival] and name in means[row]]
+        gains = {name: AWAY[name](means[row][name]) - AWAY[name](means[rival][name]) for name in both}
+        parts = {"ahead": [name for name in both if gains[name] > LEVEL[name]],
+                 "level": [name for name in both if abs(gains[name]) <= LEVEL[name]],
+                 "behind": [name for name in both if gains[name] < -LEVEL[name]]}
+        words = [f"{how} in {', '.join(names)}" for how, names in parts.items() if names]
+        said.append(f"{rival} against {row}: {'; '.join(words)}.")
+    return said
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -186,7 +225,7 @@ def training_video(e):
     longest, T = max(shots, key=lambda shot: shot[1]), e.counts["frames"]
     clips = [(k, range(s, s + T)) for k, n in shots for s in range(0, n - T + 1, T)]
     return SimpleNamespace(
-        key=VIDEO, frames={**({VIDEO: crops} if e.source else {}), RECONSTRUCTION: reconstruction},
+        key=VIDEO, kind=None, frames={**({VIDEO: crops} if e.source else {}), RECONSTRUCTION: reconstruction},
         sets={"short": items(e, shots, len(e.codes))},
         clips=evenly(clips, e.counts["clips"]) or [(longest[0], range(longest[1]))])
 
@@ -210,7 +249,7 @@ def samples(e, path, G, meta):
     long = [(LONG_SEED + k, train.LONG[1]) for k in range(-(-n // train.PER_LONG))]
     clips = [(k, range(e.counts["frames"])) for k in range(e.counts["clips"])]
     motion = functools.partial(sampled_motion, G, e.window, e.pca, e.seed)
-    return SimpleNamespace(key=sha256_of(path), frames=rows, clips=clips, motion=motion,
+    return SimpleNamespace(key=sha256_of(path), kind=G.kind, frames=rows, clips=clips, motion=motion,
                            sets={"short": items(e, short, 1), "long": items(e, long, train.PER_LONG)})
 
 
@@ -232,7 +271,7 @@ def videos_of(e, path):
     short = [(k, e.window) for k, n in lengths if n >= e.window]
     long = [(k, n) for k, n in lengths if n >= max(LONG_LEAST, e.window)][:train.LONG[0]]
     clips = [(k, range(min(n, e.counts["frames"]))) for k, n in lengths[:e.counts["clips"]]]
-    return SimpleNamespace(key=hashes(files), frames={str(path): frames}, clips=clips, motion=None,
+    return SimpleNamespace(key=hashes(files), kind=None, frames={str(path): frames}, clips=clips,
                            sets={"short": items(e, short, 1), "long": items(e, long, train.PER_LONG)})
 
 
@@ -467,6 +506,13 @@ def load_codes(e, args):
     e.codes, latents = videos["training"]
     e.fps, e.shots = latents["fps"], latents["clips"]
 
+    # The frames that train.py kept out of training, if all models say the same: the end of one shot
+    held = {tuple(meta.get("holdout") or (0, 0)) for *_, meta in e.motions}
+    start, end = held.pop() if len(held) == 1 else (0, 0)
+    kept = [(a, start if b == end and a < start else b) for a, b in e.shots]
+    e.held = [(start, end)] if kept != e.shots else []
+    e.shots = kept
+
     # All of one image model
     files = [(paths[name], codes.shape[1:], meta["model"]) for name, (codes, meta) in videos.items()]
     files += [(path, (G.L, G.D), meta["model"]) for path, G, meta in e.motions]
@@ -484,11 +530,13 @@ def load_codes(e, args):
     pca = e.motions[0][2]["pca"] if e.motions else train.fit_pca(e.codes)
     e.pca = {name: value.cpu() for name, value in pca.items()}
     x = {name: train.coordinates(torch.from_numpy(codes), e.pca) for name, (codes, _) in videos.items()}
-    e.real = {}
-    for name, (_, meta) in videos.items():
-        e.real[name] = train.references(x[name], meta["clips"], e.window, e.real.get("training"))
+    e.coordinates = x["training"]                                               # (T, 32)
+    e.real = {"training": train.references(e.coordinates, e.shots, e.window)}
+    if args.holdout or e.held:
+        other = (x["holdout"], videos["holdout"][1]["clips"]) if args.holdout else (e.coordinates, e.held)
+        e.real["holdout"] = train.references(*other, e.window, e.real["training"])
     longest = max(e.shots, key=lambda shot: shot[1] - shot[0])
-    e.x = x["training"][slice(*longest)].numpy()                                # (T, 32)
+    e.x = e.coordinates[slice(*longest)].numpy()                                # (T, 32)
     e.usual = usual_distance(e.x)
 
 
@@ -513,9 +561,11 @@ def load_all(args):
                 raise InputError(f"{path}: {n} {what} are too few for --{kind}, whose {detector.d} features "
                                  f"need {detector.d + 1}; give more, or no --{kind}.")
     e.methods = [*(samples(e, *motion) for motion in e.motions), *others.values()]
+    e.kinds = {G.kind for _, G, _ in e.motions}
 
     # Everything that the numbers depend on; the key is of what every part depends on
     code = [__file__, *(module.__file__ for module in (models, embed, train, sample, transfer))]
+    code += sorted((Path(__file__).resolve().parent / "baselines").glob("*.py"))
     versions = {package.__name__: str(package.__version__) for package in (np, torch, dlib, cv2, av)}
     e.settings = {**e.counts, "seed": e.seed, "window": e.window, "fps": e.fps, "device": str(e.device),
                   "image model": [e.model.name, e.model.sha256], "versions": versions,
@@ -535,8 +585,8 @@ def load_all(args):
 
 PICTURES = "Fréchet distances of pictures, the paper's table 1"
 LOOPING, FACES = "Loops", "Faces, judged by dlib; reconstruction of the training video"
-MOTION = {"training": "Motion, from the codes: distances to the training video",
-          "holdout": "Motion, from the codes: distances to held-out video"}
+MOTION = {"training": "Motion, from the codes, against the training video",
+          "holdout": "Motion, from the codes, against video held out"}
 FOOTNOTES = (picture_distance, *train.MEASURES.values(), loop_score, *FACE_MEASURES.values(), correlation,
              psnr)
 
@@ -547,6 +597,11 @@ def add(table, row, values):
     for column, value in values.items():
         if math.isfinite(value):
             kept.setdefault(column, []).append(float(value))
+
+
+def shown(e, source, row):
+    """A row's name, with the motion model's kind where there are several."""
+    return f"{source.kind}: {row}" if source.kind and len(e.kinds) > 1 else row
 
 
 def add_distances(e, table, row, name, found):
@@ -561,36 +616,38 @@ def add_faces(e, table, source):
     """Rows of what dlib sees in a source of frames; ACD of the mean faces of random actors."""
     clips = observed(e, source)
     for row in clips:
-        add(table, row, face_values(clips[row], clips.get(PERFORMS.get(row), ())))
+        add(table, shown(e, source, row), face_values(clips[row], clips.get(PERFORMS.get(row), ())))
     actors = [clip["descriptors"] for clip in clips.get("offset trick", ())]
     actors = [np.nanmean(d, 0) for d in actors if np.isfinite(d).any()]
     if actors:
-        add(table, "between the actors", {"ACD": acd({"descriptors": np.stack(actors)})})
+        add(table, shown(e, source, "between the actors"), {"ACD": acd({"descriptors": np.stack(actors)})})
 
 
 def add_method(e, tables, method):
     """Rows of a motion model or of another method's videos."""
     row = next(iter(method.frames))
     for name, items in method.sets.items():
-        add_distances(e, tables[PICTURES], row, name, features(e, method, row, items))
+        found = features(e, method, row, items)
+        add_distances(e, tables[PICTURES], shown(e, method, row), name, found)
     add_faces(e, tables[FACES], method)
-    if method.motion:
-        windows, trajectories = e.once([e.key, method.key, e.pca["basis"].numpy()], method.motion)
+    if method.kind:
+        windows, halves = e.once([e.key, method.key, e.pca["basis"].numpy()], method.motion)
         for reference, real in e.real.items():
-            for kind, some in windows.items():
-                add(tables[MOTION[reference]], f"sampled, {kind}", train.measures(real, some))
-        add(tables[LOOPING], "sampled", loop_values(trajectories, e.usual))
+            for name, some in windows.items():
+                values = train.measures(real, some)
+                add(tables[MOTION[reference]], shown(e, method, f"sampled, {name}"), values)
+        add(tables[LOOPING], shown(e, method, "sampled"), loop_values(halves, e.usual))
 
 
 def add_training_video(e, tables):
-    """Rows of the training video against itself: its codes, its halves, its frames in other orders."""
+    """Rows of the training video, of what is made of it without training, and of its pictures."""
+    windows, halves = free_motion(e)
     for reference, real in e.real.items():
-        if reference == "holdout":
-            copied = e.real["training"]["windows"]
-            add(tables[MOTION[reference]], "windows of the training video", train.measures(real, copied))
-        for row, windows in free_rows(real, e.seed):
-            add(tables[MOTION[reference]], row, train.measures(real, windows))
-    add(tables[LOOPING], VIDEO, loop_values([e.x], e.usual))
+        others = {f"real windows, {name} video": drawn(some, e.seed) for name, some in e.real.items()}
+        for row, some in {**windows, **others}.items():
+            add(tables[MOTION[reference]], row, train.measures(real, some))
+    for row, trajectories in {**halves, VIDEO: [e.x]}.items():
+        add(tables[LOOPING], row, loop_values(trajectories, e.usual))
     add_faces(e, tables[FACES], e.video)
     if e.source:
         add_distances(e, tables[PICTURES], RECONSTRUCTION, "short", e.references[RECONSTRUCTION])
@@ -601,9 +658,16 @@ def counts_in_words(e):
     """What is to be said of the tables beside what their columns are."""
     said = [f"{len(real['windows'])} windows of {e.window} frames in the {name} video."
             for name, real in e.real.items()]
+    for kind in sorted(e.kinds):
+        of = [(G, meta) for _, G, meta in e.motions if G.kind == kind]
+        G, trained = of[0][0], any(True for _ in of[0][0].parameters())
+        numbers = sum(p.numel() for p in (G.parameters() if trained else G.buffers()))
+        how = f"trained for {', '.join(str(meta['step']) for _, meta in of)} steps" if trained else "computed"
+        said.append(f"{kind}: {len(of)} of {numbers:,} numbers, {how}.")
     for source, n in zip((e.video, *e.methods), e.settings["sets"], strict=True):
         judged = f"dlib sees {len(source.clips)} clips of {len(source.clips[0][1])} frames"
-        said.append(f"{', '.join(source.frames)}: {judged}{f'; FID, FVD: {n}' if e.detectors else ''}.")
+        rows = ", ".join(shown(e, source, row) for row in source.frames)
+        said.append(f"{rows}: {judged}{f'; FID, FVD: {n}' if e.detectors else ''}.")
     if not e.detectors:
         said.append("FID and FVD are not computed; --inception and --i3d add them.")
     if e.counts is QUICK:
@@ -635,25 +699,16 @@ def as_text(title, table):
     return "\n".join([title, *("  " + "  ".join(row) for row in cells)])
 
 
+def bullets(lines):
+    return "\n".join(textwrap.fill(line, 110, initial_indent="* ", subsequent_indent="  ") for line in lines)
+
+
 # ------------------------------------------------------------------------------------------------------------
 # Page
 # ------------------------------------------------------------------------------------------------------------
 
 def data_uri(kind, data):
     return f"data:{kind};base64,{base64.b64encode(data).decode()}"
-
-
-def curves(tracks, fps):
-    """The three largest coordinates of tracks {title: (T, 32)} over time, as an SVG picture in a data URI."""
-    figure, file = Figure(figsize=(11, 3), layout="constrained"), io.BytesIO()
-    places = figure.subplots(1, len(tracks), squeeze=False)[0]
-    for axes, (title, x) in zip(places, tracks.items(), strict=True):
-        axes.plot(np.arange(len(x)) / fps, x[:, :3], label=("PCA 1", "PCA 2", "PCA 3"), linewidth=1.2)
-        axes.set(title=title, xlabel="seconds")
-        axes.legend(fontsize=8)
-    with rc_context({"svg.hashsalt": "curves"}):        # the same picture, the same bytes
-        figure.savefig(file, format="svg", metadata={"Date": None})
-    return data_uri("image/svg+xml", file.getvalue())
 
 
 def video(clips, fps):
@@ -667,17 +722,16 @@ def video(clips, fps):
 
 
 def illustrations(e):
-    """A plot [URI] of the largest motions, and videos [(caption, URI)] of the first clips."""
-    T = round(PAGE_SECONDS * e.fps)
-    tracks, videos = {VIDEO: e.x[:T]}, []
-    for _, G, _ in e.motions[:1]:
-        w = np.concatenate(list(sample.sample(G, T, e.seed)))
-        tracks[OWN] = train.coordinates(torch.from_numpy(w), e.pca)
+    """Videos [(caption, URI)] of the first clips of everything, of one motion model of a kind."""
+    T, videos, kinds = round(PAGE_SECONDS * e.fps), [], set()
     for source in (e.video, *e.methods):
+        if source.kind and source.kind in kinds:
+            continue
+        kinds.add(source.kind)
         k, wanted = source.clips[0]
         clips = [frames(k, wanted[:T]) for frames in source.frames.values()]
-        videos.append((", ".join(source.frames), video(clips, e.fps)))
-    return curves(tracks, e.fps), videos
+        videos.append((", ".join(shown(e, source, row) for row in source.frames), video(clips, e.fps)))
+    return videos
 
 
 def main(args):
@@ -713,20 +767,21 @@ def main(args):
     for method in e.methods:
         add_method(e, tables, method)
     add_training_video(e, tables)
-    shown = {title: in_words(table) for title, table in tables.items() if any(table.values())}
+    words = {title: in_words(table) for title, table in tables.items() if any(table.values())}
+    who = list(dict.fromkeys(shown(e, method, "sampled, long") for method in e.methods if method.kind))
+    ahead = {f"{MOTION[name]}: where what costs nothing is ahead": verdicts(tables[MOTION[name]], who) for name in e.real if who}
     notes = counts_in_words(e) + [" ".join(f.__doc__.split("\n\n")[0].split()) for f in FOOTNOTES]
 
     # Report
-    plot, videos = illustrations(e)
     settings = json.dumps(e.settings, indent=1)
-    results = {"tables": tables, "notes": notes, "settings": e.settings,
+    results = {"tables": tables, "ahead": ahead, "notes": notes, "settings": e.settings,
                "seconds": time.time() - started}
     template = jinja2.Environment(autoescape=True).from_string(PAGE.read_text(encoding="utf-8"))
-    page = template.render(tables=shown, notes=notes, plot=plot, videos=videos, settings=settings)
+    page = template.render(tables=words, ahead=ahead, notes=notes, videos=illustrations(e), settings=settings)
     for path, text in ((json_path, json.dumps(results, indent=1)), (html_path, page)):
         train.write_atomically(path, lambda part, text=text: part.write_text(text, encoding="utf-8"))
-    wrapped = [textwrap.fill(note, 110, initial_indent="* ", subsequent_indent="  ") for note in notes]
-    print("\n\n".join([*itertools.starmap(as_text, shown.items()), "\n".join(wrapped)]))
+    lists = [*(f"{title}\n{bullets(lines)}" for title, lines in ahead.items()), bullets(notes)]
+    print("\n\n".join([*itertools.starmap(as_text, words.items()), *lists]))
     print(f"evaluate.py: wrote {json_path}, {html_path} in {time.time() - started:.0f} s.", file=sys.stderr)
 
 
