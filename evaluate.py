@@ -18,7 +18,6 @@ import argparse
 import base64
 import datetime
 import functools
-import io
 import itertools
 import json
 import math
@@ -659,11 +658,11 @@ def counts_in_words(e):
     said = [f"{len(real['windows'])} windows of {e.window} frames in the {name} video."
             for name, real in e.real.items()]
     for kind in sorted(e.kinds):
-        of = [(G, meta) for _, G, meta in e.motions if G.kind == kind]
-        G, trained = of[0][0], any(True for _ in of[0][0].parameters())
-        numbers = sum(p.numel() for p in (G.parameters() if trained else G.buffers()))
-        how = f"trained for {', '.join(str(meta['step']) for _, meta in of)} steps" if trained else "computed"
-        said.append(f"{kind}: {len(of)} of {numbers:,} numbers, {how}.")
+        G, *_ = (G for _, G, _ in e.motions if G.kind == kind)
+        steps = ", ".join(str(meta["step"]) for _, of, meta in e.motions if of.kind == kind)
+        numbers = sum(p.numel() for p in G.parameters())
+        said.append(f"{kind}: {numbers:,} parameters, trained for {steps} steps." if numbers else
+                    f"{kind}: computed, {sum(b.numel() for b in G.buffers()):,} numbers.")
     for source, n in zip((e.video, *e.methods), e.settings["sets"], strict=True):
         judged = f"dlib sees {len(source.clips)} clips of {len(source.clips[0][1])} frames"
         rows = ", ".join(shown(e, source, row) for row in source.frames)
@@ -769,7 +768,8 @@ def main(args):
     add_training_video(e, tables)
     words = {title: in_words(table) for title, table in tables.items() if any(table.values())}
     who = list(dict.fromkeys(shown(e, method, "sampled, long") for method in e.methods if method.kind))
-    ahead = {f"{MOTION[name]}: where what costs nothing is ahead": verdicts(tables[MOTION[name]], who) for name in e.real if who}
+    ahead = {f"{title}: where what costs nothing is ahead": verdicts(tables[title], who)
+             for title in map(MOTION.get, e.real) if who}
     notes = counts_in_words(e) + [" ".join(f.__doc__.split("\n\n")[0].split()) for f in FOOTNOTES]
 
     # Report

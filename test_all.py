@@ -2702,18 +2702,36 @@ def test_loop_score_knows_loops():
     assert math.isnan(evaluate.loop_score(loop[:49], 1))                        # shorter than two lags
 
 
-def test_rows_that_cost_nothing_where_the_answer_is_known():
+def test_rows_that_cost_nothing_where_the_answer_is_known(monkeypatch):
     """Independent Gaussian frames, windows of 3: what frozen, shuffled and as many real ones score."""
     x = torch.randn(2000, 32, generator=torch.Generator().manual_seed(0))
     real = train.references(x, [(0, 2000)], 3)
     # Repeated frames have covariance 1 between any two; their windows' is I (x) J instead of I (x) I: roots
     # of J's eigenvalues 3, 0, 0 make 3 + 3 - 2 sqrt(3) per component; of these SPACE / 96 are looked at
     assert 0.2 * 32 * (6 - 2 * math.sqrt(3)) < real["frozen"] < 1.1 * 32 * (6 - 2 * math.sqrt(3))
-    rows = {name: train.measures(real, windows) for name, windows in evaluate.free_rows(real, 0)}
+    e = types.SimpleNamespace(real={"training": real}, coordinates=x, shots=[(0, 2000)], pca=plain_pca(),
+                              window=3, seed=0, model=types.SimpleNamespace(L=1, D=32))
+    monkeypatch.setattr(evaluate, "LOOP_FRAMES", 60)
+    windows, halves = evaluate.free_motion(e)
+    rows = {name: train.measures(real, some) for name, some in windows.items()}
     assert rows["frozen frames"]["gaussian"] == pytest.approx(100, abs=5)
-    for name in ("real windows", "shuffled frames", "time-reversed"):           # there is no order in them
-        assert rows[name]["gaussian"] < 3 and rows[name]["jitter"] == pytest.approx(1, abs=0.02), name
+    assert [*halves] == [*evaluate.FREE] and halves["VAR(8)"][7].shape == (30, 32)
+    for name in ("shuffled frames", "time-reversed", "filtered noise", "VAR(8)"):       # it has no order
+        assert rows[name]["gaussian"] < 3 and rows[name]["jitter"] == pytest.approx(1, abs=0.04), name
         assert abs(rows[name]["mmd"]) < 2 > abs(rows[name]["motion"]), name
+    assert rows["filtered noise"]["novelty"] > 0.9 and rows["video textures"]["novelty"] < 0.2
+
+
+def test_who_is_ahead_is_computed():
+    """Nearer to the best, by more than two draws differ; 0 % and 1 of the video's kurtosis are best."""
+    rows = {"sampled, long": {"gaussian": [4.0, 5.0], "mmd": [4.0], "kurtosis": [1.1], "novelty": [0.9, 1.3]},
+            "filtered noise": {"gaussian": [1.0], "mmd": [15.0], "kurtosis": [0.0], "novelty": [1.2]},
+            "VAR(8)": {"gaussian": [4.3], "mmd": [2.5], "kurtosis": [0.92]},
+            "video textures": {"gaussian": [1.0], "mmd": [-1.0], "kurtosis": [1.0], "novelty": [0.1]}}
+    assert evaluate.verdicts(rows, ["sampled, long"]) == [
+        "filtered noise against sampled, long: ahead in gaussian; level in novelty; behind in mmd, kurtosis.",
+        "VAR(8) against sampled, long: ahead in mmd; level in gaussian, kurtosis.",
+        "video textures against sampled, long: ahead in gaussian, mmd, kurtosis; behind in novelty."]
 
 
 # Detectors as small as can be, called as the real ones are. Features of frames: brightness of red, green and
@@ -2748,7 +2766,7 @@ def quick(monkeypatch, tmp_path):
     """evaluate.py with small counts, in this process, with a cache of its own -> results.json."""
     counts = {"clips": 1, "frames": 3, "every": 2, "fid_frames": 10000, "fvd_clips": 12}
     small = {train: {"SHORT": 12, "LONG": (3, 140), "PER_LONG": 4, "SPACE": 6},
-             evaluate: {"QUICK": counts, "LOOP_FRAMES": 120, "LOOP_SAMPLES": 2, "BLOCK": 5,
+             evaluate: {"QUICK": counts, "LOOP_FRAMES": 120, "LOOP_SAMPLES": 2, "BLOCK": 5, "FAR": 200,
                         "PAGE_SECONDS": 0.4}}
     for module, names in small.items():
         for name, value in names.items():
@@ -2925,11 +2943,13 @@ def test_scores_of_a_motion_model(quick, toy, toy_codes, scripts, tmp_path, caps
     assert "These are not the paper's counts (--full)" in " ".join(text.split())
     assert len(tables[evaluate.PICTURES]) == 1                                  # the source is not there
 
-    # The same video as held-out one: the same distances; its own windows are at distance 0
+    # The same video as held-out one: the same distances
     training, holdout = (tables[title] for title in evaluate.MOTION.values())
-    assert holdout["sampled, short"] == training["sampled, short"] and "looping" in text
-    assert holdout["windows of the training video"]["gaussian"] == [pytest.approx(0, abs=1e-6)]
-    assert set(tables[evaluate.LOOPING]) == {"sampled", "training video"}
+    assert holdout == training and len(training["sampled, 200"]["mmd"]) == 2 and "looping" in text
+    assert training["real windows, training video"] == training["real windows, holdout video"]
+    assert set(tables[evaluate.LOOPING]) == {"sampled", "training video", *evaluate.FREE}
+    assert {"sampled, short", "sampled, long", "frozen frames", *evaluate.FREE} < set(training)
+    assert [len(lines) for lines in read["ahead"].values()] == 2 * [len(evaluate.FREE)]
     settings = read["settings"]
     assert {toy_codes, toy / "motion.pt", ROOT / "train.py"} <= set(map(Path, settings["files"]))
     assert settings["sets"][0] == {"short": {"FID": 90, "FVD": 12}} and settings["frames"] == 3
@@ -2939,6 +2959,28 @@ def test_scores_of_a_motion_model(quick, toy, toy_codes, scripts, tmp_path, caps
     evaluate.QUICK["fvd_clips"] = 4
     with pytest.raises(InputError, match="few.npy: 4 clips of 25 frames are too few for --i3d"):
         quick(tmp_path / "few.npy", toy / "motion.pt", i3d=scripts["i3d"])
+
+
+def test_kinds_of_models_and_what_was_held_out(quick, toy, toy_codes, tmp_path):
+    """Files of one kind are one row, mean and deviation; the end that train.py kept out is held out here."""
+    motion = torch.load(toy / "motion.pt", weights_only=True)
+    for k in (1, 2):
+        torch.save({**motion, "holdout": [40, 50]}, tmp_path / f"{k}.pt")       # the end of the first shot
+    x = train.coordinates(torch.from_numpy(np.load(toy_codes)), motion["pca"])
+    G = models.motion_model("textures")(L, D).fit(x, [(0, 40), (50, 90)], motion["pca"])
+    torch.save({**motion, "kind": "textures", "sizes": G.sizes, "generator": G.state_dict(),
+                "holdout": [40, 50]}, tmp_path / "textures.pt")
+    read = quick(toy_codes, *(tmp_path / f"{name}.pt" for name in (1, 2, "textures")), window=6)
+    training, holdout = (read["tables"][title] for title in evaluate.MOTION.values())
+    assert len(training["stylevideogan: sampled, long"]["mmd"]) == 2
+    assert len(holdout["textures: sampled, short"]["mmd"]) == 1
+    assert "70 windows of 6 frames in the training video." in read["notes"]
+    assert "5 windows of 6 frames in the holdout video." in read["notes"]
+    assert any(note.startswith("textures: computed, ") for note in read["notes"])
+    assert len(read["ahead"][next(iter(read["ahead"]))]) == 2 * len(evaluate.FREE)
+    # Models that disagree on what was held out: nothing is
+    read = quick(toy_codes, tmp_path / "1.pt", toy / "motion.pt", window=6)
+    assert "80 windows of 6 frames in the training video." in read["notes"] and len(read["ahead"]) == 1
 
 
 def test_an_interrupted_evaluation_goes_on(quick, toy, toy_codes, scripts, tmp_path, monkeypatch):
@@ -2994,7 +3036,7 @@ def test_videos_of_other_methods(quick, toy, toy_codes, scripts, tmp_path, capsy
     assert tables[evaluate.FACES][str(other)] == {"found": [0]}                 # noise shows no face
     read = quick(toy_codes, videos=[other], model=toy / "image.pt", window=12, json=tmp_path / "s.json")
     training = read["tables"][evaluate.MOTION["training"]]
-    assert "sampled, short" not in training and read["settings"]["window"] == 12
+    assert "sampled, short" not in training and read["settings"]["window"] == 12 and read["ahead"] == {}
     with pytest.raises(InputError, match="other: 2 clips .*too few for --i3d"):
         quick(toy_codes, videos=[other], i3d=scripts["i3d"])
 
@@ -3046,8 +3088,7 @@ def test_evaluate_the_drawn_clip(quick, embedded, tmp_path, monkeypatch, capsys)
     text = (tmp_path / "r.html").read_text(encoding="utf-8")
     uris = re.findall(r"(?:src|href)=\"([^\"]*)\"", text)
     videos = [uri for uri in uris if uri.startswith("data:video/mp4;base64,")]
-    assert len(videos) == 2 and text.count("<table>") == 3
-    assert sum(uri.startswith("data:image/svg+xml;base64,") for uri in uris) == 1 == len(uris) - 2
+    assert len(videos) == 2 == len(uris) and text.count("<table>") == 3 and "VAR(8) against sampled" in text
     for uri in videos:
         with av.open(io.BytesIO(base64.b64decode(uri.partition(",")[2]))) as container:
             assert container.streams.video[0].codec_context.name == "h264"
