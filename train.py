@@ -723,7 +723,7 @@ def options_parser():
     method.add_argument("--recipe", choices=("ours", "paper"), help="which of the defaults below: ours")
     for name, (ours, paper, kind, text) in METHOD.items():
         what = {"choices": kind} if isinstance(kind, tuple) else {"type": kind}
-        many = {"nargs": 2 if name == "betas" else "+"} if isinstance(ours, list) else {}
+        many = {"nargs": len(ours)} if isinstance(ours, list) else {}
         default = f"{ours}" + f", in the paper's recipe {paper}" * (ours != paper)
         method.add_argument(f"--{name.replace('_', '-')}", help=f"{text}: {default}", **what, **many)
     running = parser.add_argument_group("running")
