@@ -1,6 +1,6 @@
 """Motion models side by side, as pictures: how each of them blinks and speaks.
 
-    python -m studies.sidebyside latents.npy                             # sidebyside.png, with the default motion.pt
+    python -m studies.sidebyside latents.npy                    # sidebyside.png, with the default motion.pt
     python -m studies.sidebyside latents.npy --motion motion.pt -o sidebyside.png
 
 A row for the video's own codes, the trained model, noise filtered by the video, and video textures: twelve
@@ -44,7 +44,8 @@ def strips(frames, fps):
     """Frames (T, H, W, 3) -> (STRIP, H, W, 3) around the narrowest eyes, and where the mouth moves most."""
     points = evaluate.observe(frames, fps, len(frames))["points"]
     values = [evaluate.face_measures(p) if np.isfinite(p).all() else None for p in points]
-    eyes, mouth = (np.array([v[name] if v else np.nan for v in values]) for name in ("eye_opening", "mouth_opening"))
+    eyes, mouth = (np.array([v[name] if v else np.nan for v in values])
+                   for name in ("eye_opening", "mouth_opening"))
     middle = int(np.nanargmin(eyes[STRIP // 2:-STRIP // 2])) + STRIP // 2
     moves = [np.nanmax(mouth[k:k + STRIP]) - np.nanmin(mouth[k:k + STRIP]) for k in range(len(mouth) - STRIP)]
     start = int(np.nanargmax(moves))
