@@ -36,7 +36,7 @@ def trajectories(latents, motion, seed):
 
     x = train.coordinates(torch.from_numpy(codes), meta["pca"])                 # (N, 32)
     for name, kind in (("filtered noise", "noise"), ("video textures", "textures")):
-        fitted = models.motion_model(kind).fitted(x, facts["clips"], meta["pca"])
+        fitted = models.motion_model(kind)(G.L, G.D).fit(x, facts["clips"], meta["pca"])
         yield name, torch.from_numpy(np.concatenate(list(sample.sample(fitted, FRAMES, seed))))
 
 
