@@ -6,6 +6,7 @@
     python train.py monday.npy tuesday.npy                 # several videos of one actor, one image model
     python train.py latents.npy --holdout unseen.npy       # judged on video that it does not learn from
     python train.py latents.npy --recipe paper             # the paper's own settings where it states them
+    python train.py latents.npy --model stylegan_v         # another motion model, under the same critic
     torchrun --nproc-per-node=4 train.py latents.npy       # the batch shared by 4 processes (GPUs or cores)
 
 Fox et al., BMVC 2021 (arXiv:2107.07224), sec. 3 and supplement 2.1; no picture is rendered. H, P, T, C and
