@@ -2726,10 +2726,10 @@ def test_who_is_ahead_is_computed():
     """Nearer to the best, by more than two draws differ; 0 % and 1 of the video's kurtosis are best."""
     rows = {"sampled, long": {"gaussian": [4.0, 5.0], "mmd": [4.0], "kurtosis": [1.1], "novelty": [0.9, 1.3]},
             "filtered noise": {"gaussian": [1.0], "mmd": [15.0], "kurtosis": [0.0], "novelty": [1.2]},
-            "VAR(8)": {"gaussian": [4.3], "mmd": [2.5], "kurtosis": [0.92]},
+            "VAR(8)": {"gaussian": [5.3], "mmd": [2.5], "kurtosis": [0.92]},
             "video textures": {"gaussian": [1.0], "mmd": [-1.0], "kurtosis": [1.0], "novelty": [0.1]}}
     assert evaluate.verdicts(rows, ["sampled, long"]) == [
-        "filtered noise against sampled, long: ahead in gaussian; level in novelty; behind in mmd, kurtosis.",
+        "filtered noise against sampled, long: ahead in gaussian; behind in mmd, kurtosis, novelty.",
         "VAR(8) against sampled, long: ahead in mmd; level in gaussian, kurtosis.",
         "video textures against sampled, long: ahead in gaussian, mmd, kurtosis; behind in novelty."]
 
@@ -2855,9 +2855,7 @@ def test_measures_of_faces_by_hand():
 
     assert evaluate.acd(clip(descriptors=np.array([[0.0, 0], [3, 4], [np.nan] * 2, [0, 0]]))) == 10 / 3
     nothing = clip(np.full((4, 68, 2), np.nan), np.full((4, 128), np.nan))
-    assert math.isnan(evaluate.acd(nothing)) and math.isnan(evaluate.similarity(nothing))
-    three = clip(descriptors=np.array([[np.nan] * 2, [2.0, 0.0], [0.0, 1.0], [3.0, 3.0]]))
-    assert evaluate.similarity(three) == pytest.approx((0 + math.sqrt(0.5)) / 2)
+    assert math.isnan(evaluate.acd(nothing))
     points = a_face(distance=10.0)
     points[48:60, 0] = 0, 1, 2, 3, 4, 4, 4, 3, 2, 1, 0, 0                       # lips of 4 x 2
     points[48:60, 1] = 0, 0, 0, 0, 0, 1, 2, 2, 2, 2, 2, 1
@@ -2876,7 +2874,7 @@ def test_measures_of_faces_by_hand():
     assert evaluate.found(clip(other)) == 39 / 40
     row = evaluate.face_values([clip(other, np.ones((40, 128))), nothing], [clip(talk), nothing])
     assert row["yaw r"] == pytest.approx(-1) and row["found"] == pytest.approx(39 / 80)
-    assert row["ACD"] == 0 and row["similarity"] == pytest.approx(1)
+    assert row["ACD"] == 0
 
 
 def test_faces_are_judged_alike_in_other_processes(monkeypatch, tmp_path):
@@ -2946,7 +2944,7 @@ def test_scores_of_a_motion_model(quick, toy, toy_codes, scripts, tmp_path, caps
     # The same video as held-out one: the same distances
     training, holdout = (tables[title] for title in evaluate.MOTION.values())
     assert holdout == training and len(training["sampled, 200"]["mmd"]) == 2 and "looping" in text
-    assert training["real windows, training video"] == training["real windows, holdout video"]
+    assert training["real windows, training"] == training["real windows, holdout"]
     assert set(tables[evaluate.LOOPING]) == {"sampled", "training video", *evaluate.FREE}
     assert {"sampled, short", "sampled, long", "frozen frames", *evaluate.FREE} < set(training)
     assert [len(lines) for lines in read["ahead"].values()] == 2 * [len(evaluate.FREE)]
@@ -3076,13 +3074,13 @@ def test_evaluate_the_drawn_clip(quick, embedded, tmp_path, monkeypatch, capsys)
         monkeypatch.setitem(evaluate.QUICK, name, value)
     read = quick(embedded[0], ROOT / "assets" / "motion.pt")
     text = capsys.readouterr().out
-    for words in ("Motion, from the codes", "Loops", "real windows", "shuffled", "LiA", "PSNR"):
+    for words in ("Motion, from the codes", "Loops", "real windows", "shuffled", "LiA"):
         assert words in text
     rows = read["tables"][evaluate.FACES]
     seen = {row: {name: value for name, (value,) in values.items()} for row, values in rows.items()}
     assert all(seen[row]["found"] == 1 for row in evaluate.WAYS)
     assert 0 < seen["training video"]["ACD"] < seen["between the actors"]["ACD"]
-    assert 20 < seen[evaluate.RECONSTRUCTION]["PSNR"] < 40 and seen[evaluate.RECONSTRUCTION]["mouth r"] > 0.5
+    assert seen[evaluate.RECONSTRUCTION]["mouth r"] > 0.5
 
     # The page needs nothing from elsewhere, and browsers play its videos
     text = (tmp_path / "r.html").read_text(encoding="utf-8")
