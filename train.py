@@ -531,12 +531,7 @@ def squared_mmd(x, y, median):
 def nearest(x, others, apart=None):
     """Median distance of points (n, d) to the nearest of others (m, d); of those that are `apart` (n, m)."""
     d = torch.cdist(x, others)
-    d = d if apart is None else d.masked_fill(~apart, math.inf)
-    return d.min(1).values.median().item()
-
-
-def without_mean(windows):
-    return windows - windows.mean(1, keepdim=True)
+    return (d if apart is None else d.masked_fill(~apart, math.inf)).min(1).values.median().item()
 
 
 def excess_kurtosis(windows):
@@ -575,8 +570,9 @@ def references(x, clips, window, train=None):
     windows = x[starts[:, None] + torch.arange(window)].double()                # (n, T, 32)
     real = {"windows": windows, "jitter": trembling(windows), "kurtosis": excess_kurtosis(windows)}
     real["train"] = train = train or real
-    for name, change in (("space", lambda w: w), ("motion space", without_mean)):
-        real[name] = train.get(name) or principal_space(change(windows))
+    # Directions in which windows without their mean differ have no mean either: it vanishes in projecting
+    of = {"space": windows, "motion space": windows - windows.mean(1, keepdim=True)}
+    real.update({name: train.get(name) or principal_space(some) for name, some in of.items()})
     real["points"] = projected(windows, real["space"])                          # (n, SPACE)
     frozen = windows[:, :1].expand_as(windows)
     real["frozen"] = frechet(real["points"], projected(frozen, real["space"]))
@@ -595,20 +591,18 @@ def gaussian(real, windows):
     return 100 * frechet(real["points"], projected(windows, real["space"])) / real["frozen"]
 
 
-def mmd(real, windows):
+def mmd(real, windows, space="space"):
     """mmd: squared maximum mean discrepancy of sampled and real windows in the same directions, x 1000,
     unbiased: around 0, also below, for windows of the same law. Lower is better. It sees all moments, as
     two of its three Gaussian kernels (1, 1/2, 1/4 of the median distance) are narrow. Gretton et al. 2012."""
-    x, y = evenly(real["points"], SHORT), projected(evenly(windows, SHORT), real["space"])
-    return 1000 * squared_mmd(x, y, real["space"][2])
+    x, y = (projected(evenly(some, SHORT), real[space]) for some in (real["windows"], windows))
+    return 1000 * squared_mmd(x, y, real[space][2])
 
 
 def motion(real, windows):
     """motion: the same of windows without their mean: how the face moves, not where it is. Not in % of frozen
     frames, which score over 1000 here, where all else is below 30."""
-    space = real["motion space"]
-    x, y = (projected(without_mean(evenly(some, SHORT)), space) for some in (real["windows"], windows))
-    return 1000 * squared_mmd(x, y, space[2])
+    return mmd(real, windows, "motion space")
 
 
 def kurtosis(real, windows):

@@ -18,7 +18,7 @@ from torch import nn
 
 from models import Translator
 
-RATE, SIGMA = 0.05, 0.2     # ours: a jump every second or so
+RATE, SIGMA = 0.05, 0.2     # ours: a jump every 36 (a minute of video) to 48 (ten) frames
 KEEP, APART = 20, 25        # ours: places to go to from a frame, at least a second away
 FADE = 8                    # ours, frames
 TARGETS = 4000              # ours: frames that may be jumped to; all of ten minutes take 4 times as long
