@@ -490,12 +490,11 @@ def load_codes(e, args):
     e.codes, latents = videos["training"]
     e.fps, e.shots = latents["fps"], latents["clips"]
 
-    # The frames that train.py kept out of training, if all models say the same: the end of one shot
-    held = {tuple(meta.get("holdout") or (0, 0)) for *_, meta in e.motions}
-    start, end = held.pop() if len(held) == 1 else (0, 0)
-    kept = [(a, start if b == end and a < start else b) for a, b in e.shots]
-    e.held = [(start, end)] if kept != e.shots else []
-    e.shots = kept
+    # The frames that train.py kept out of training, if all models say the same: the end of a shot
+    start, end = next((meta["holdout"] for *_, meta in e.motions if meta.get("holdout")), (0, 0))
+    agreed = all(meta.get("holdout") == [start, end] for *_, meta in e.motions) and end - start > e.window
+    kept = [(a, start if agreed and b == end and a < start else b) for a, b in e.shots]
+    e.held, e.shots = [(start, end)] if kept != e.shots else [], kept
 
     # All of one image model
     files = [(paths[name], codes.shape[1:], meta["model"]) for name, (codes, meta) in videos.items()]
@@ -689,10 +688,6 @@ def bullets(lines):
 # Page
 # ------------------------------------------------------------------------------------------------------------
 
-def data_uri(kind, data):
-    return f"data:{kind};base64,{base64.b64encode(data).decode()}"
-
-
 def video(clips, fps):
     """Clips, iterators of frames (H, W, 3), side by side, as an H.264 file in a data URI."""
     with tempfile.TemporaryDirectory() as folder:
@@ -700,7 +695,7 @@ def video(clips, fps):
         with transfer.VideoWriter(path, fps, crf=23) as writer:
             for frames in zip(*clips, strict=True):
                 writer.write(np.hstack(judged(frames)))
-        return data_uri("video/mp4", path.read_bytes())
+        return f"data:video/mp4;base64,{base64.b64encode(path.read_bytes()).decode()}"
 
 
 def illustrations(e):
@@ -773,8 +768,9 @@ if __name__ == "__main__":
                                      formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument("latents", metavar="LATENTS", help="training codes, latents.npy of embed.py")
     parser.add_argument("motion", metavar="MOTION", nargs="*",
-                        help="motion models of train.py: one, or several trainings of one method")
-    parser.add_argument("--holdout", metavar="LATENTS", help="codes of video that was not trained on")
+                        help="motion models of train.py; those of one kind are one row")
+    parser.add_argument("--holdout", metavar="LATENTS", help="codes of video not trained on; default: "
+                        "the end of LATENTS, if MOTION says that it was held out")
     parser.add_argument("--full", action="store_true", help="the paper's counts instead of small ones")
     parser.add_argument("--json", default="results.json", metavar="FILE",
                         help="all numbers and settings; the page is beside it, with .html")

@@ -1771,6 +1771,21 @@ def test_measures_of_known_motion():
     assert train.evenly(torch.arange(10), 4).tolist() == [0, 3, 6, 9]
 
 
+def test_sampled_windows_are_those_of_the_trajectories(quick_reports):
+    """Coordinates are those of the codes; the last frames alone are the same ones; short and long windows."""
+    torch.manual_seed(0)
+    G, codes = models.MotionGenerator(4, 16).eval().requires_grad_(False), torch.randn(50, 4, 16)
+    pca = train.fit_pca(codes.numpy())
+    x, last = (train.sample_coordinates(G, 6, 30, pca, torch.Generator().manual_seed(3), last=n)
+               for n in (None, 7))
+    rng = torch.Generator().manual_seed(3)
+    i, s = torch.randn(4, 32, generator=rng), torch.randn(4, 29, 32, generator=rng)     # LONG[0] at a time
+    assert x.shape == (6, 30, 32) and torch.allclose(last, x[:, -7:], atol=1e-5)
+    assert torch.allclose(x[:4], train.coordinates(G(i, s), pca), atol=1e-4)
+    windows = train.motion_windows(G, 8, pca, torch.Generator().manual_seed(3))
+    assert windows["short"].shape == (64, 8, 32) and windows["long"].shape == (4 * train.PER_LONG, 8, 32)
+
+
 def test_filtered_noise_is_told_from_the_video_that_filtered_it():
     """It has the video's autocovariance, so the Gaussian distance takes it for the video; what sees more than
     covariances does not."""
@@ -1890,6 +1905,25 @@ def test_train_writes_a_whole_motion_model(codes, tmp_path):
     assert rows[1]["epoch"] == pytest.approx(2 / per_epoch, abs=0.01)
     assert [row["lr"] for row in rows] == [0.05, 0.05] and motion["holdout"] is None
     assert not left_over(tmp_path)
+
+
+def test_a_training_is_judged_on_video_that_it_does_not_learn_from(codes, tmp_path, quick_reports, capsys):
+    """--holdout, here the same video: the same values; or else the end of the longest clip."""
+    path, words = tmp_path / "m.pt", ("--steps", 1, *SMALL)
+    trained(codes, path, *words, "--holdout", codes)
+    names, row = (line.split(",") for line in path.with_suffix(".csv").read_text().splitlines())
+    row = dict(zip(names, row))
+    wanted = {f"{kind}_{name}" for kind in ("short", "long") for name in train.MEASURES}
+    assert {name for name in row if "_short_" in name or "_long_" in name} == {
+        f"{video}_{name}" for video in ("training", "holdout") for name in wanted}
+    assert all(row[f"training_{name}"] == row[f"holdout_{name}"] for name in wanted)
+    assert "holdout, long: gaussian" in capsys.readouterr().err
+
+    np.save(tmp_path / "long.npy", np.random.RandomState(0).randn(300, 4, 16).astype(np.float32))
+    motion = trained(tmp_path / "long.npy", tmp_path / "n.pt", *words)
+    assert motion["holdout"] == [270, 300] and "30 frames held out" in capsys.readouterr().err
+    with pytest.raises(InputError, match="long.npy has codes of another image model"):
+        trained(codes, path, *words, "--holdout", tmp_path / "long.npy")
 
 
 def test_resume_is_exact_and_looking_changes_nothing(codes, tmp_path, monkeypatch, capsys, quick_reports):
