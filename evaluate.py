@@ -746,7 +746,7 @@ def main(args):
     add_training_video(e, tables)
     words = {title: in_words(table) for title, table in tables.items() if any(table.values())}
     who = list(dict.fromkeys(shown(e, method, "sampled, long") for method in e.methods if method.kind))
-    ahead = {f"{title}: where what costs nothing is ahead": verdicts(tables[title], who)
+    ahead = {f"{title}: where models that cost nothing are ahead": verdicts(tables[title], who)
              for title in map(MOTION.get, e.real) if who}
     notes = counts_in_words(e) + [" ".join(f.__doc__.split("\n\n")[0].split()) for f in FOOTNOTES]
 

@@ -2183,6 +2183,9 @@ def test_a_fitted_model_is_in_its_file(kind, toy_codes, tmp_path, capsys, quick_
     again, _ = sample.load_motion(tmp_path / "m.pt")
     w = np.concatenate([*sample.sample(again, 40, 3)])
     assert np.allclose(np.concatenate([*sample.sample(G, 40, 3)]), w, atol=1e-4) and w.std(0).max() > 0.01
+    assert np.array_equal(np.concatenate([*sample.sample(again, 35, 3)]), w[:35])
+    twice = np.concatenate([*sample.sample(again, 79, 3, every=Fraction(1, 2))])        # at another rate
+    assert np.allclose(twice[::2], w, atol=1e-4)
 
 
 def test_textures_through_the_command_lines(toy, toy_codes, tmp_path):

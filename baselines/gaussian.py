@@ -31,7 +31,7 @@ class Fitted(nn.Module):
         """The clips of x (N, 32), each (n, 32), without their mean, which goes into self.mean."""
         parts = [x[start:end] for start, end in clips]
         mean = torch.cat(parts).mean(0)
-        self.basis, self.mean = pca["basis"], pca["mean"] + torch.tensordot(mean, pca["basis"], 1)
+        self.basis, self.mean = pca["basis"], pca["mean"] + torch.tensordot(mean.float(), pca["basis"], 1)
         return [part - mean for part in parts]
 
 
@@ -76,8 +76,8 @@ class VAR(Fitted):
 
     def fit(self, x, clips, pca):
         """x (N, 32): PCA coordinates of the training codes, clips [(start, end), ...] -> self."""
-        parts, p = [part.double() for part in self.parts(x, clips, pca) if len(part) > self.p], self.p
-        G = [sum(z[h:].T @ z[:len(z) - h] for z in parts) / sum(map(len, parts)) for h in range(p + 1)]
+        parts, p, N = self.parts(x.double(), clips, pca), self.p, sum(end - start for start, end in clips)
+        G = [sum(z[h:].T @ z[:max(0, len(z) - h)] for z in parts) / N for h in range(p + 1)]        # biased
         rows = [[G[j - i] if j >= i else G[i - j].T for j in range(p)] for i in range(p)]
         past, ahead = torch.cat([torch.cat(row, 1) for row in rows]), torch.cat(G[1:], 1)
         ridge = 1e-9 * G[0].trace() * torch.eye(len(past))          # ours: frames may be few
