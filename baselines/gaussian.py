@@ -37,8 +37,9 @@ class Fitted(nn.Module):
 
 class FilteredNoise(Fitted):
     """y(t) = N^(-1/2) sum_k e(t - k) x(k), e white, has the video's autocovariance sum_k x(k + h) x(k)^T / N.
-    Nothing is chosen. (Of pictures: Galerne et al. 2011.) Clips are put end to end, which adds h products of
-    frames that do not belong together for every cut. h: the last N noises, oldest first (1, B, N)."""
+    Nothing is chosen. (Of pictures: Galerne et al., Random Phase Textures, 2011, asymptotic discrete spot
+    noise.) Clips are put end to end, which adds h products of frames that do not belong together for every
+    cut. e is the first number of each s_k. h: the last N noises, oldest first (1, B, N)."""
 
     kind = "noise"
 
@@ -65,8 +66,9 @@ class FilteredNoise(Fitted):
 
 
 class VAR(Fitted):
-    """x_t = A_1 x_{t-1} + ... + A_8 x_{t-8} + e_t from its stationary state on; Yule and Walker's estimate is
-    always stable. Ours: 8, as 12 or 24 come no nearer. h: the last 8, newest first (1, B, 8 * 32)."""
+    """x_t = A_1 x_{t-1} + ... + A_8 x_{t-8} + e_t, e Gaussian, from its stationary state on. The estimate of
+    Yule and Walker (Lütkepohl 2005, sec. 3.3.4) is always stable (Whittle 1963). Ours: 8, as 12 or 24 come
+    hardly nearer. h: the last 8, newest first (1, B, 8 * 32)."""
 
     kind, p = "var", 8
 

@@ -5,10 +5,10 @@
 z and z' are two independent draws of the stationary VAR(8) of the video's 32 PCA coordinates (gaussian.py,
 Yule-Walker), and
     frame = mean + basis z + T(z, z'),
-T as in table 6 of StyleVideoGAN, near zero at the start. Means and covariances of windows are then right
-before the first step, at any length, and the critics have only that to teach which is not Gaussian: blinks,
-lips, heavy tails. It needs neither H nor a GRU nor the gradient angle penalty: noise enters with every frame.
-z' gives T what the frame does not say yet.
+T as in table 6 of StyleVideoGAN, near zero at the start. Means and covariances of windows are then right in
+those coordinates before the first step, at any length, and the critics have only that to teach which is not
+Gaussian: blinks, lips, heavy tails. It needs neither H nor a GRU nor the gradient angle penalty: noise enters
+with every frame. z' gives T what the frame does not say yet.
 Copied into another project, models.py and gaussian.py come along.
 """
 

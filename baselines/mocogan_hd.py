@@ -8,15 +8,16 @@ From a first code x_0, with noise e_t, as its code has it (snap-research/MoCoGAN
 and as its own loss the mutual information of state and noise, so that the noise is not ignored:
     -cos(R(h_t, c_t), e_t), R two layers, weight 1 (train_func_in_domain.py, 5b75a0f).
 x is itself a W+ code, so there is no T. The cell never sees x: x sums up a process, and unless h learns to
-undo it the variance of x grows with t, which is its known divergence when unrolled (Skorokhodov et al. 2022,
-sec. 4.1).
+undo it the variance of x grows with t. That it diverges when unrolled is known (arXiv:2112.14683, sec. 4.1,
+4.3, where the LSTM is blamed).
 
 Ours: x counts in PCA coordinates of the training codes in W+, over their standard deviations (upstream: one
-row of W, PCA of samples of the mapping network); x_0 is drawn from their Gaussian (upstream: by the mapping
-network); no more directions than a quarter of the frames, as a PCA would invent the rest, the others stay at
-zero; e of 32 numbers (512), R's inner layer of 384 (512). Left out: the critic of single frames and that of
-video with the first frame beside each, relativistic losses, the contrastive loss, whose negatives are other
-identities while here is one actor.
+row of W, PCA of samples of the mapping network, get_stats_pca.py); x_0 is drawn from their Gaussian
+(upstream: by the mapping network); no more directions than a quarter of the frames, as a PCA would invent the
+rest, the others stay at zero; e of 32 numbers (512), R's inner layer of 384 (512). Left out: the critic of
+pairs of frames, first and later, and that of video with the first frame beside each, relativistic losses,
+five generator steps for one of the critics, the contrastive loss, whose negatives are other identities while
+here is one actor.
 Copied into another project, models.py comes along.
 """
 

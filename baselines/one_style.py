@@ -1,4 +1,4 @@
-"""One-Style's motion codes (Manandhar and Genovesio 2023), translated by StyleVideoGAN's T; inverting a clip.
+"""One-Style's motion codes (Manandhar, Genovesio, WACV 2024, arXiv:2310.17835), then T; inverting a clip.
 
     python train.py latents.npy --model one_style
     python -m baselines.one_style motion.pt latents.npy         # R2 of inverted clips, per number of frames
@@ -10,8 +10,8 @@ F_t: PixelNorm and four layers (code: sandman002/One-Style-is-All-You-Need-to-Ge
 model.py; sec. 3.1: a 4-layer perceptron). k = 128, where artefacts were gone for the most part (sec. 6).
 No noise enters after the start: a trajectory is a point m.
 
-omega and phi start as N(0, 1), in frames, as in the code. Its layers that also feed sines of t, not scaled by
-m, into the constant input are not used there, nor are they in the text.
+StyleVideoGAN's T (table 6) translates the code. omega and phi start as N(0, 1), t in frames, as in the code,
+where layers that also feed sines of t, not scaled by m, into the constant input are commented out.
 Ours: omega = pi tanh(. / pi), as a wave above half the training rate shows as a slower one there and as
 itself at higher rates; omega_0 starts at a hundredth, as its term alone grows without end, and no training on
 400 frames says what T makes of it at 4,000. z has 32 numbers (code: k); plain layers that start as equalised
@@ -71,8 +71,8 @@ def invert(G, w, steps=250, rate=0.1, noise=0.05):
     """Motion style of a clip: argmin over m of sum_t |w(t) - T(m * v(t))|^2 (sec. 5.4, eq. 5) -> m (k,).
 
     G in eval mode; w (N, L, D). As projector.py (f29b8f6): Adam from the mean of m, its rate rising over the
-    first 5 % of the steps and falling as a cosine over the last 25 %, noise on m that is gone after 75 %. In
-    place of LPIPS and squared error of pictures, the codes' squared error over their variance.
+    first 5 % of the steps and falling as a cosine over the last 25 %, noise on m that is gone after 75 %; the
+    defaults are its own. In place of LPIPS and squared error of pictures, that of codes over their variance.
     """
     t = torch.arange(len(w), device=w.device)
     rng = torch.Generator().manual_seed(0)

@@ -1,18 +1,24 @@
-"""StyleGAN-V's discriminator (Skorokhodov et al. 2022, sec. 3.2, 3.3) on codes: three frames, how far apart.
+"""StyleGAN-V's discriminator (Skorokhodov et al., CVPR 2022, arXiv:2112.14683) on three codes.
 
     python train.py latents.npy --model stylegan_v --critic sparse --window 33
 
-Of every window it sees frames t_1 < t_2 < t_3: t_3 - t_1 uniform from 2 to the length of the window less one
-(sec. 3.3: 32), t_2 at random between. e_i = E(w at t_i), h = [e_1, e_2, e_3]. The distances t_2 - t_1 and
-t_3 - t_2 pass as sines and cosines and as a learned vector each through two layers: p (code:
-universome/stylegan-v, 1f630af, src/training/networks.py and layers.py). Then
+Of every window it sees k = 3 frames (table 3) at t_1 < t_2 < t_3: t_3 - t_1 uniform from 2 to the length of
+the window less one (sec. 3.3: 32), t_2 at random between. e_i = E(w at t_i), h = [e_1, e_2, e_3]. The
+distances t_2 - t_1 and t_3 - t_2, as sines and cosines and as a learned vector each, make p in two layers.
     score = <head(h (1 + M p)), p> / sqrt(width)
-and softplus(-score) of real, softplus(score) of sampled frames, R1 on real ones with weight 0.2 (app. B.1).
+(sec. 3.2, fig. 6; code: universome/stylegan-v, 1f630af, src/training/networks.py and layers.py), and the
+losses are softplus(-score) of real, softplus(score) of sampled frames, and 0.2 / 2 |d score / d real|^2: R1
+(app. B.1).
 
-Where text and code differ: the code has the projection onto p alone, no modulated layers; here, as the text,
-the first layer of the head is modulated (those of E are not). Distances uniform, as the text (code: powers of
-two). Ours: E has the six layers of StyleVideoGAN's table 7, on scaled codes; real and sampled windows share
-their times, which are whole frames; R1 at every step (code: every 16th). Left out: augmentation.
+Where text and code differ: the code has the projection onto p alone, no modulated layers (why: issue 6
+there); here, as the text, the first layer of the head is modulated, but not demodulated, and those of E are
+not. Total distances are uniform, as the text (code: powers of two). Learned vectors, and both distances
+through the two layers at once, as the code. R1 is the sum over the three frames, as it is defined (code:
+their mean).
+Ours: E has the six layers of StyleVideoGAN's table 7, all of full width, and sees scaled codes; real and
+sampled windows share their times, which are whole frames; learned vectors of 20 numbers (code: 256), no layer
+and norm before p's two; R1 at every step (code: every 16th). Left out: augmentation, the feature of the
+batch's deviation, and what tells the other critic that a window does not begin with i.
 """
 
 import math

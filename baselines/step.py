@@ -44,7 +44,8 @@ def own_loss(nets, l, i, s, args):
 
 
 def train_step(nets, adam, draws, codes, starts, args):
-    """Critic steps, a generator step, EMA -> train.LOGGED, (5,); "gap" is own_loss()."""
+    """Critic steps, a generator step, EMA -> train.LOGGED, (5,). "gap" is own_loss(); with a sparse critic
+    "wasserstein" is minus its loss, without R1, and "gp" is R1."""
     G, C, T = nets.G, nets.C, args.window
     (_, B), first = draws["place"].shape, draws["i"].shape[1]
     later = (torch.arange(B, device=codes.device) >= first).float()[:, None, None]          # (B, 1, 1)

@@ -3,21 +3,23 @@
     python train.py latents.npy --model stylegan_v
     python sample.py --fps 60 --t 600 -o walk.npy               # any frame rate
 
-Noise z_k stands on a grid of times, one vector every 16 frames (sec. 3.1). Two convolutions without padding
-make u_k of z_(k-10) to z_(k+10) (app. B.1). At time t between the grid points l and r, a = (t - l) / 16,
+Noise z_k stands on a grid of times (sec. 3.1), one vector every 16 frames (sec. 4.1). Two convolutions
+without padding make u_k of z_(k-10) to z_(k+10) (app. B.1). At time t, between the grid points l and r, with
+a = (t - l) / 16,
     v~(t) = [sin, cos]((1 + tanh(W u_l)) sigma t + c R u_l)                                     (eq. 2, 3, 5)
     v(t) = v~(t) - lerp(v~(l), v~(r), a) + lerp(A u_l, A u_r, a)                                       (eq. 4)
-so v passes through A u_k at the grid points, and between them are waves that vanish at both ends. l of the
-paper's table 6 is v; the image network, its content code and its discriminator fall away.
+v~ at l and at r with the waves of u_l, so v passes through A u_k at the grid points, and between them are
+waves that vanish at both ends. W, R, A: there W_omega, W_rho, W_a. StyleVideoGAN's T (table 6) translates v;
+the image network and its content code fall away. The discriminator is sparse_critic.py.
 
 Where text and code (universome/stylegan-v, 1f630af: src/training/motion.py, configs/model/stylegan-v.yaml)
 differ: no amplitudes alpha, but sin and cos both, as the code; periods 2 pi / sigma evenly spaced in their
 logarithm, as the code (eq. 6: linearly); from 8 to 1,024 frames, as app. B.3 (code: from 16). As the code,
-beyond the text: W, R and A have no bias, phases are multiplied by c = 1,024 / period.
-Ours: z has 32 numbers, u and v as many as T is wide (512 all three); plain layers that start as equalised
-ones do, where the code learns the convolutions at a hundredth of the rate; t counts from l, which makes the
-process stationary and any length exact, and the first frame lies anywhere in its interval. Left out:
-fractional times in training. Its discriminator is sparse_critic.py.
+beyond the text: phases are multiplied by c = 1,024 / period, LeakyReLU follows both convolutions.
+Ours: z has 32 numbers, u and v as many as T is wide (app. B.1: 512 all three); plain layers in place of
+equalised ones, convolutions that learn at the common rate (code: a hundredth) and from which u starts with a
+root mean square of 1 (code: 0.5); t counts from l, which makes the process stationary and any length exact,
+and the first frame lies anywhere in its interval. Left out: fractional times in training.
 Copied into another project, models.py comes along.
 """
 
@@ -95,7 +97,7 @@ class StyleGANV(Translator):
         self.memory, self.start = self.span + 1, (self.span + 1) * noise
         self.smooth = nn.Sequential(nn.Conv1d(noise, width, kernel), nn.LeakyReLU(SLOPE),
                                     nn.Conv1d(width, width, kernel), nn.LeakyReLU(SLOPE))
-        for layer in (self.smooth[0], self.smooth[2]):                          # keeps the variance
+        for layer in (self.smooth[0], self.smooth[2]):                          # keeps the mean square
             nn.init.kaiming_normal_(layer.weight, SLOPE)
             nn.init.zeros_(layer.bias)
         self.waves = AcyclicWaves(width, width // 2, grid, periods)

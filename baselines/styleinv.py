@@ -4,22 +4,25 @@
     python sample.py --fps 60 --t 600 -o walk.npy               # any frame rate
     python sample.py --first face.npy -o walk.npy               # animate this W+ code
 
-w(t) = w_0 + E(x_0; s_t), with x_0 the first frame and s_t = two layers of [v_t, w_0] (supplement F; code:
-johannwyh/StyleInV, 9eb51f7, training/styleinv/). E is an encoder whose blocks s_t modulates (AdaIN):
+w(t) = w_0 + E(x_0; s_t), with x_0 the first frame and s_t = two layers of [v_t, w_0] (supplement, sec. F;
+code: johannwyh/StyleInV, 9eb51f7, training/networks_styleinv.py and training/styleinv/). E is an encoder
+whose blocks s_t modulates (AdaIN with a residual connection, variance kept: sec. F; helpers.py):
     x <- (x + layer(LeakyReLU((1 + gamma(s)) norm(x) + beta(s)))) / sqrt(2).
-v_t are StyleGAN-V's waves (stylegan_v.py) on other grid vectors u: the convolutions look back only (kernel 6,
-zeros before the start), and grid vector 0 is learned, not drawn. So v_0 is the same for all, and E can learn
-w(0) = w_0. Its own loss (supplement F; training/loss_styleinv.py):
+v_t are StyleGAN-V's waves (stylegan_v.py) on other grid vectors u (FFA-APE): the convolutions look back only
+(kernel 6, zeros before the start: sec. F), and grid vector 0 is learned, not drawn (motion.py). So v_0 is the
+same for all, and E can learn w(0) = w_0. Its own loss (sec. F; training/loss_styleinv.py):
     10 |w(0) - w_0|^2 + 0.05 |w(t) - w_0|.
 
 Where text and code differ: kernel 11 whose right half is masked, the same thing; periods of 16 to 128 frames
-(configs/ffs.yaml), here as StyleGAN-V's, as the text says; |w(0) - w_0|^2 of pictures in ffs.yaml.
+(configs/ffs.yaml), here as StyleGAN-V's, as the text says; |w(0) - w_0|^2 of pictures in ffs.yaml, of codes
+where the code has its weight negative, and here.
 Ours: E takes the 32 PCA coordinates of w_0 in place of the picture and the 50 layers of pSp, over their
 standard deviations, through three blocks of one layer each (four of two), normalised over the width, not over
-the picture; W+ in place of one row of W; losses in units of the training codes' variance. w_0 is drawn from
-their Gaussian (upstream: by the mapping network), or given by --first. z has 32 numbers (512). Left out: the
+the picture; W+ in place of one row of W; losses over the training codes' variance and its root (code: mean
+over entries, plain norm). w_0 is drawn from their Gaussian (upstream: by the mapping network), or given by
+--first. z has 32 numbers (512), u starts with a root mean square of 1 (code: 0.3). Left out: the
 discriminator on four frames, the first being w_0 itself; the start of E as an inversion encoder; the rates,
-0.0001 and 0.002, and a hundredth of that for u and s.
+0.0001 for E and 0.002 for it, and a hundredth of E's for u and s.
 Copied into another project, models.py and stylegan_v.py come along.
 """
 
@@ -32,7 +35,7 @@ from torch.nn import functional as F
 from baselines.stylegan_v import AcyclicWaves, grid_vectors
 from models import SLOPE, Translator, mlp
 
-FIRST, PULL = 10.0, 0.05    # weights of the two losses (supplement F: lambda_L2, lambda_reg)
+FIRST, PULL = 10.0, 0.05    # weights of the two losses (supplement, sec. F: lambda_L2, lambda_reg)
 
 
 class StyleInV(nn.Module):
@@ -56,7 +59,7 @@ class StyleInV(nn.Module):
         # Temporal style: v_t and s_t
         self.z_0 = nn.Parameter(torch.randn(noise))
         self.convolutions = nn.ModuleList([nn.Conv1d(noise, width, kernel), nn.Conv1d(width, width, kernel)])
-        for layer in self.convolutions:                                         # keeps the variance
+        for layer in self.convolutions:                                         # keeps the mean square
             nn.init.kaiming_normal_(layer.weight, SLOPE)
             nn.init.zeros_(layer.bias)
         self.waves = AcyclicWaves(width, waves, grid, periods)

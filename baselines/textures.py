@@ -1,14 +1,16 @@
-"""Video textures (Schödl et al. 2000) of codes: play the video and jump where it goes on alike. Not trained.
+"""Video textures (Schödl et al., SIGGRAPH 2000) of codes: play, and jump where it goes on alike. Not trained.
 
     python train.py latents.npy --model textures -o textures.pt
     python sample.py --motion textures.pt --t 250 | python transfer.py
 
 After frame a comes a + 1 with weight 1, and each of the 20 likeliest frames b with weight RATE exp(-(d /
-SIGMA)^2); d: the distance of the four frames about a + 1 and about b over the median one. As codes can be
-added, what a jump changes fades out in FADE frames. In place of the paper's future cost, which leaves some
-of the video unplayed, the weights are made doubly stochastic (Sinkhorn; ours): every frame is played about
-equally often. Used as models.MotionGenerator is, with fit() in place of a training; of i and of every s_k the
-first number draws. Shapes: N frames, B batch, K frames to come, L style rows, D style width.
+SIGMA)^2); d: the distance of the four frames about a + 1 and about b over the median one. There (sec. 3) it
+is exp(-d / sigma) for a + 1 as for all b, and the four distances have binomial weights; ours: RATE, the
+square, the 20, equal weights. As codes can be added, what a jump changes fades out in FADE frames. In place
+of the future cost (sec. 3.2), which leaves some of the video unplayed, the weights are made doubly stochastic
+(Sinkhorn; ours): every frame is played about equally often. Used as models.MotionGenerator is, with fit() in
+place of a training; of i and of every s_k the first number draws.
+Shapes: N frames, B batch, K frames to come, L style rows, D style width.
 """
 
 import math
