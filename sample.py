@@ -33,8 +33,8 @@ def load_motion(path=None, device="cpu"):
     """
     if path is None and not (path := Path("motion.pt")).exists():
         path = ASSETS / "motion.pt"
-        print(f"{Path(sys.argv[0]).name}: no motion.pt in this folder, so {path} is used (trained on the "
-              f"embedded demo clip).", file=sys.stderr)
+        print(f"{Path(sys.argv[0]).name}: no motion.pt in this folder, so {path} is used (ten minutes of "
+              f"the head in assets/demo.mp4).", file=sys.stderr)
     if not Path(path).exists():
         raise InputError(f"{path} does not exist; make it with train.py, or name one by --motion.")
     kind = None

@@ -2,8 +2,13 @@
 
     python -m pretrain.faces --sheet sheet.png
     python -m pretrain.faces --clip assets/demo.mp4 --seconds 60 --seed 8
-    python embed.py assets/demo.mp4
-    python train.py latents.npy --threads 1 -o assets/motion.pt
+
+What assets/motion.pt is trained on, and judged by, is more of that head, ten minutes each:
+
+    python -m pretrain.faces --clip ten.mp4 --seconds 600 --seed 8 --voice 1
+    python -m pretrain.faces --clip unseen.mp4 --seconds 600 --seed 8 --voice 2
+    python embed.py ten.mp4 -o ten.npy && python embed.py unseen.mp4 -o unseen.npy
+    python train.py ten.npy --holdout unseen.npy --steps 4000 --threads 1 -o assets/motion.pt
 
 Head frame: unit = eye distance of the average head; x right in the picture, y down, z towards the viewer; origin
 between the eyes, on the axis of the head. Canvas frame: pixels. Colours: RGB in [0, 255].
