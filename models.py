@@ -9,10 +9,10 @@ Imports only torch, numpy and the standard library, so that the file can be copi
 Shapes: B batch, T frames, L style rows (2 log2(size) - 2), D style width, Z width of an image model's z.
 W+ code: (L, D). W+ trajectory: (T, L, D). Pictures: (B, 3, H, W) in [-1, 1].
 
-1 StyleVideoGAN: generator G = (H, P, T), critic C, penalties, offset trick; the first 280 lines are whole in
-themselves. 2 StyleGAN2 (Karras et al. 2020). 3 pSp encoder (Richardson et al. 2021). 4 Image model = 2 + 3,
-and its loader. Parameter names of 2 are those of rosinality/stylegan2-pytorch, of 3 those of
-eladrich/pixel2style2pixel, so that published files load as they are.
+1 StyleVideoGAN: generator G = (H, P, T), critic C, penalties, offset trick; whole in itself. 2 StyleGAN2
+(Karras et al. 2020). 3 pSp encoder (Richardson et al. 2021). 4 Image model = 2 + 3, and its loader. Parameter
+names of 2 are those of rosinality/stylegan2-pytorch, of 3 those of eladrich/pixel2style2pixel, so that
+published files load as they are.
 """
 
 import collections
@@ -86,7 +86,7 @@ class Translator(nn.Module):
         self.L, self.D, self.width = L, D, width
 
         # BatchNorm + affine + PixelNorm, 4 layers, BatchNorm + affine, 18 parallel (linear + LeakyReLU +
-        # BatchNorm); these are computed as one linear layer of L D outputs that starts as nn.Linear does
+        # BatchNorm; sec. 3: affine alone), computed as one linear layer of L D outputs, started as nn.Linear
         self.translate_in = nn.Sequential(nn.BatchNorm1d(code), nn.Linear(code, width), PixelNorm(),
                                           *mlp(5 * [width]), nn.BatchNorm1d(width), nn.Linear(width, width))
         self.rows = nn.Parameter(torch.empty(L, width, D).uniform_(-1, 1) / math.sqrt(width))
@@ -113,9 +113,9 @@ class Translator(nn.Module):
 class MotionGenerator(Translator):
     """G = (H, P, T): noise -> trajectory of W+ codes. i (B, 32), s (B, T-1, 32) -> w (B, T, L, D).
 
-    H (table 4) hallucinates the memory of three GRU cells from i, the fourth starts as i. P (table 5) is four
-    stacked GRU cells; the fourth's memory is the motion code l. T (table 6) translates each l_k, l_0 = i, to
-    a W+ code.
+    H (table 4) hallucinates the memory of three GRU cells from i, the fourth starts as i (sec. 3; the table's
+    caption speaks of four). P (table 5) is four stacked GRU cells; the fourth's memory is the motion code l.
+    T (table 6) translates each l_k, l_0 = i, to a W+ code.
     """
 
     kind, memory = "stylevideogan", 4
@@ -185,9 +185,9 @@ def fours_transposed(g, t):
 class MotionCritic(nn.Module):
     """C: a trajectory of T W+ codes (B, T, L, D) -> a score (B,) (table 7).
 
-    E extracts 32 features per frame, a 1-D DCGAN critic without batch norm judges their sequence; its strided
-    convolutions are linear layers on windows of four frames. Codes are scaled first, so that one gradient
-    penalty fits all image models (which scale is open in the paper).
+    E extracts 32 features per frame; a 1-D DCGAN critic without batch norm (sec. 3) judges their sequence,
+    its strided convolutions being linear layers on windows of four frames. Codes are scaled first, so that
+    one gradient penalty fits all image models (which scale is open in the paper).
     """
 
     def __init__(self, L, D, T, width=None):
@@ -203,6 +203,7 @@ class MotionCritic(nn.Module):
         self.extract = nn.ModuleList([nn.Linear(L * D, width), *(nn.Linear(width, width) for _ in range(4)),
                                       nn.Linear(width, 32)])
 
+        # Kernel 4, stride 2, channels that double up to 512 (open in the paper; ours: as DCGAN's Torch code)
         self.judge, c, t = nn.ModuleList(), 32, T
         while t > 4:                                                            # t = 25 -> 12 -> 6 -> 3
             self.judge.append(nn.Linear(4 * c, min(2 * c, 512)))

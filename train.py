@@ -113,7 +113,8 @@ def train_step(nets, adam, draws, codes, starts, args):
     later = (torch.arange(B, device=codes.device) >= first).float()[:, None, None]          # (B, 1, 1)
 
     for k in range(args.critic_steps):
-        # Windows. The fakes of the last critic step are also those of the generator step and need gradients
+        # Windows. The fakes of the last critic step are also those of the generator step, and need gradients
+        # (ours, it saves a roll; WGAN-GP, Gulrajani et al. 2017, algorithm 1, draws new ones)
         last = k == args.critic_steps - 1
         i, s = draws["i"][k].requires_grad_(last), draws["s"][k].requires_grad_(last)
         with torch.set_grad_enabled(last):
@@ -121,7 +122,7 @@ def train_step(nets, adam, draws, codes, starts, args):
         frames = starts[draws["place"][k]][:, None] + torch.arange(T, device=starts.device)
         real = codes[frames]                                                    # (B, T, L, D)
 
-        # Critic: mean C(w) - mean C(real) + lambda_GP mean (|dC/dw| - 1)^2
+        # Critic: mean C(w) - mean C(real) + lambda_GP mean (|dC/dx| - 1)^2 (eq. 3 there), x: scaled codes
         p_real, p_fake = C.first_layer(real, later), C.first_layer(w.detach(), later)       # (B, T, width)
         loss_C = C.score(p_fake).mean() - C.score(p_real).mean()
         gp = gradient_penalty(C, p_real, p_fake, draws["mix"][k])
