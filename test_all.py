@@ -1619,7 +1619,7 @@ def test_codes_that_are_refused(codes, tmp_path):
     x, ran = np.load(codes), tmp_path / "ran"
     (tmp_path / "cut.npy").write_bytes(codes.read_bytes()[:9000])
     arrays = {"flat": np.zeros((90, 64), np.float32), "two": np.stack([x, x]), "short": x[:20],
-              "still": np.ones_like(x), "grey": np.ones(x.shape, np.uint8),
+              "none": x[:0], "still": np.ones_like(x), "grey": np.ones(x.shape, np.uint8),
               "nan": np.where(np.arange(90)[:, None, None] == 7, np.nan, x),
               "object": np.array({"w": x})}
     for name, array in arrays.items():
@@ -1630,6 +1630,7 @@ def test_codes_that_are_refused(codes, tmp_path):
     (tmp_path / "clip.mp4").write_bytes(b"\0\0\0 ftypisom")
     words = {"grey.npy": "holds uint8", "clip.mp4": "neither of NumPy nor of PyTorch.*embed.py VIDEO",
              "cut.npy": "cut short", "flat.npy": r"\(90, 64\)", "two.npy": r"\(2, 90, 4, 16\)",
+             "none.npy": r"float32 of shape \(0, 4, 16\)",
              "nan.npy": "frame 7", "short.npy": "20 frames", "still.npy": "no motion",
              "absent.npy": "python embed.py VIDEO", "object.npy": r"np.save\(.*allow_pickle=True",
              "other.npz": r"it has: z.*np.save", "bomb.pt": "UnpicklingError",
@@ -1769,7 +1770,7 @@ def test_filtered_noise_is_told_from_the_video_that_filtered_it():
     covariances does not."""
     x, T, rng = like_talking(3000), 25, torch.Generator().manual_seed(1)
     real = train.references(x, [(0, 3000)], T)
-    G = models.motion_model("noise")(1, 32).fit(x, [(0, 3000)], plain_pca())
+    G = fitted("noise", x, [(0, 3000)])
     noise = train.measures(real, train.sample_coordinates(G, 1000, T, plain_pca(), rng))
     drawn = real["windows"][torch.randint(len(real["windows"]), (1000,), generator=rng)]
     video = train.measures(real, drawn)
@@ -1903,23 +1904,6 @@ def test_a_training_is_judged_on_video_that_it_does_not_learn_from(codes, tmp_pa
         trained(codes, path, *words, "--holdout", tmp_path / "long.npy")
 
 
-def test_resume_is_exact_and_looking_changes_nothing(codes, tmp_path, monkeypatch, capsys, quick_reports):
-    """Two steps and two more, with --resume from the start as a scheduler repeats it, saved at every look at
-    the clock and reported at every step: what four steps in one go give, bit for bit."""
-    words = "--decay", 0, *SMALL                                                # whose rate looks at --steps
-    trained(codes, tmp_path / "whole.pt", "--steps", 4, "--report-every", 4, *words)
-    monkeypatch.setattr(train, "SAVE_SECONDS", 0)
-    for steps in (2, 4):
-        trained(codes, tmp_path / "parts.pt", "--steps", steps, "--report-every", 1, "--resume", *words)
-    assert "parts.state.pt is not there yet: the training begins" in capsys.readouterr().err
-    whole, parts = (state_of(tmp_path / name) for name in ("whole.pt", "parts.pt"))
-    assert whole["step"] == 4 and len(parts["rows"]) == 4
-    for part in ("nets", "adam", "rng"):
-        assert equal(whole[part], parts[part]), part
-    trained(codes, tmp_path / "parts.pt", "--steps", 4, "--resume")
-    assert "has its 4 steps already" in capsys.readouterr().err
-
-
 def test_the_papers_recipe_windows_of_hands_and_resume_with_other_words(codes, tmp_path, quick_reports):
     """All windows begin with i, the paper's 75 frames for hands; --resume keeps all of it."""
     x, path, output, state = np.load(codes), tmp_path / "x.npy", tmp_path / "m.pt", tmp_path / "m.state.pt"
@@ -1945,16 +1929,13 @@ def test_the_papers_recipe_windows_of_hands_and_resume_with_other_words(codes, t
 
 
 def test_train_refusals(codes, tmp_path):
-    np.save(tmp_path / "nan.npy", np.full((90, 4, 16), np.nan, np.float32))
-    assert_refused(run("train.py", tmp_path / "nan.npy", "-o", tmp_path / "m.pt"), "nan.npy", "90 of 90")
+    assert_refused(run("train.py", codes, "-o", tmp_path / "no" / "m.pt"), "m.pt cannot be written")
     diverging = "--lr", 1e30, "--steps", 20, *SMALL
     for words, wanted in ((("--batch", 3), "--batch 3 .* least 4"),
                           (diverging, "diverged.*no model was saved.*lower --lr")):
         with pytest.raises(InputError, match=wanted):
             trained(codes, tmp_path / "m.pt", *words)
-    with pytest.raises(InputError, match="m.pt cannot be written"):
-        trained(codes, tmp_path / "no" / "m.pt")
-    assert [path.name for path in tmp_path.iterdir()] == ["nan.npy"]
+    assert os.listdir(tmp_path) == []
 
 
 @pytest.mark.parametrize("words, per_epoch, steps", (
@@ -1967,16 +1948,17 @@ def test_a_training_is_as_long_as_the_papers_or_longer(words, per_epoch, steps):
 @pytest.mark.skipif(os.name == "nt", reason="signals are POSIX")
 def test_stopped_and_killed_training_goes_on_to_the_same_end(codes, tmp_path):
     """Ctrl-C, then kill -9 at random moments, each resumed by the same command: in the end the weights of a
-    training that nothing happened to, bit for bit. Two kills, or as many as KILLS in the environment says."""
+    training that nothing happened to and that was looked at less often, bit for bit. Two kills, or as many as
+    KILLS in the environment says."""
     kills = int(os.environ.get("KILLS", 2))
-    words = ["--steps", 20 * kills, "--report-every", 20, "--save-every", 1, *SMALL]
-    whole = trained(codes, tmp_path / "whole.pt", *words)
-    command = [sys.executable, ROOT / "train.py", codes, "-o", tmp_path / "m.pt", "--resume", *words]
-    command, rng, state = list(map(str, command)), random.Random(kills), tmp_path / "m.state.pt"
+    output, state, rng = tmp_path / "m.pt", tmp_path / "m.state.pt", random.Random(kills)
+    words = ["--steps", 20 * kills, "--save-every", 1, *SMALL]
+    whole = trained(codes, tmp_path / "whole.pt", *words, "--report-every", 20 * kills)
+    line = "train.py", codes, "-o", output, "--resume", *words, "--report-every", 20
     signals = [signal.SIGINT] + kills * [signal.SIGKILL]
     while signals:
         before, deadline = state.stat().st_mtime_ns if state.exists() else 0, time.time() + 120
-        process = subprocess.Popen(command, stderr=subprocess.PIPE)
+        process = begin(*line)
         while process.poll() is None and time.time() < deadline:
             if state.exists() and state.stat().st_mtime_ns != before:
                 break
@@ -1987,13 +1969,16 @@ def test_stopped_and_killed_training_goes_on_to_the_same_end(codes, tmp_path):
         if process.returncode == 0:                                             # it had finished
             state.unlink()
             continue
-        reached = torch.load(state, weights_only=True)["step"]                  # whole at any time
+        reached = state_of(output)["step"]                                      # whole at any time
         if signals.pop(0) == signal.SIGINT:
             assert process.returncode == 130 and f"stopped at step {reached}" in said and "--resume" in said
-            assert torch.load(tmp_path / "m.pt", weights_only=True)["step"] == reached
-    assert subprocess.run(command, stderr=subprocess.DEVNULL).returncode == 0
-    parts = torch.load(tmp_path / "m.pt", weights_only=True)
+            assert "m.state.pt is not there yet: the training begins" in said
+            assert torch.load(output, weights_only=True)["step"] == reached
+    assert_done(run(*line))
+    assert_done(run(*line), f"has its {20 * kills} steps already")
+    parts = torch.load(output, weights_only=True)
     assert whole["step"] == parts["step"] == 20 * kills and equal(whole["generator"], parts["generator"])
+    assert {20, 20 * kills} <= {row["step"] for row in state_of(output)["rows"]}
 
 
 def test_torchrun_trains_one_model(codes, tmp_path):
@@ -2277,12 +2262,10 @@ def test_video_is_whole_or_absent(tmp_path):
     picture, wide = smooth_picture(32, 32), np.zeros((16, 40000, 3), np.uint8)  # wider than H.264 allows
     with pytest.raises(ValueError, match="32 x 34 in a video of 32 x 32"):
         write_video(tmp_path / "x.mp4", [picture, smooth_picture(32, 34)])
-    for name, frames, fps, words in (
-            ("x.mp4", [], 25, "no frames"), ("x.mp4", [wide], 25, "cannot be written"),
-            ("no/x.mp4", [picture], 25, "cannot be written"), ("x.gif", [picture], 25, "has to be a file"),
-            (".", [], 25, "has to be a file"), ("x.mp4", [picture], math.nan, "frames per second")):
+    for name, frames, words in (("x.mp4", [], "no frames"), ("x.mp4", [wide], "cannot be written"),
+                                ("x.gif", [picture], "has to be a file")):
         with pytest.raises(InputError, match=words):
-            write_video(tmp_path / name, frames, fps)
+            write_video(tmp_path / name, frames)
     assert os.listdir(tmp_path) == []
 
 
@@ -2428,8 +2411,6 @@ def test_offset_algebra(toy):
     w, w_0 = torch.randn(2, 6, L, D), torch.randn(L, D)
     delta = models.transfer_offset(w_new, mean, basis)
     assert torch.allclose(transfer.move(w, w_new, pca, None), w + delta)
-    inside = mean + torch.einsum("n,nld->ld", torch.randn(32), basis)           # the training actor himself
-    assert torch.allclose(transfer.move(w, inside, pca, None), w, atol=1e-5)
     assert transfer.move(w, None, pca, w_0, "relative") is w
     assert torch.allclose(transfer.move(w, w_new, pca, w[0, 0], "naive")[0, 0], w_new, atol=1e-6)
 
@@ -2477,10 +2458,9 @@ def test_actors_grids_and_formats(toy, tmp_path, lossless):
     assert np.abs(decoded(direct).astype(int) - solo).max() <= 2
     np.save(tmp_path / "f64.npy", w[:1].astype(float))                          # (1, T, L, D), float64
     np.save(tmp_path / "column.npy", w[0][:, None])                             # (T, 1, L, D)
-    np.savez(tmp_path / "w.npz", w=w[0])
     np.save(tmp_path / "fortran.npy", np.asfortranarray(w[0]))
-    torch.save(torch.from_numpy(w[0]), tmp_path / "w.pt")
-    for name in ("f64.npy", "column.npy", "w.npz", "fortran.npy", "w.pt"):
+    np.savez(tmp_path / "w.npz", w=w[0])
+    for name in ("f64.npy", "column.npy", "fortran.npy", "w.npz"):
         assert np.array_equal(video(name, actor=["none"]), solo), name
 
     # Several actors, several trajectories
@@ -2605,50 +2585,37 @@ def test_own_model_has_no_other_actors(toy, tmp_path, capsys):
 
 
 def test_transfer_takes_the_actor_of_a_photo(tmp_path, capsys):
-    scene = faces.draw_scene(faces.actor(6), 400)[..., ::-1]
-    both = np.full((400, 700, 3), 128, np.uint8)
-    both[50:350, :300] = cv2.resize(faces.draw_scene(faces.actor(8), 400), (300, 300))[..., ::-1]
-    both[:, 300:] = scene
-    plain = np.full((200, 200, 3), 128, np.uint8)
-    for name, picture in (("photo.png", scene), ("both.png", both), ("plain.png", plain)):
-        cv2.imwrite(str(tmp_path / name), picture)
-    pca = sample.load_motion(ROOT / "assets" / "motion.pt")[1]["pca"]
+    """Of two the largest, or the one that is asked for."""
+    both, motion = tmp_path / "both.png", ROOT / "assets" / "motion.pt"
+    heads = [faces.draw_scene(faces.actor(who), 400, head_scale=scale) for who, scale in ((8, 0.75), (6, 1))]
+    PIL.Image.fromarray(np.hstack(heads)).save(both)
+    pca = sample.load_motion(motion)[1]["pca"]
     np.save(tmp_path / "w.npy", pca["mean"][None].numpy())
-
-    def video(name):
-        return perform(tmp_path / "w.npy", tmp_path / "v.mp4", ROOT / "assets" / "motion.pt",
-                       actor=[str(tmp_path / name)])
-
+    shown = [perform(tmp_path / "w.npy", tmp_path / "v.mp4", motion, actor=[str(both)], face=face)[0]
+             for face in (None, 1, 2)]
+    assert capsys.readouterr().err.count("shows 2 faces, of which the largest is taken") == 1
     model = models.load_image_model("faces128")
+    PIL.Image.fromarray(heads[1]).save(tmp_path / "photo.png")
     w_new = transfer.photo_actor(model, tmp_path / "photo.png")
     wanted = transfer.render(model, transfer.move(pca["mean"][None], w_new, pca, None), 1)[0]
-    assert embed.psnr(video("photo.png")[0], wanted) > 30
-
-    # Of two the largest, or the one that is asked for
-    capsys.readouterr()
-    first, named, second = (transfer.photo_actor(model, tmp_path / "both.png", face) for face in (None, 1, 2))
-    assert capsys.readouterr().err.count("shows 2 faces, of which the largest is taken") == 1
-    assert torch.equal(first, named) and (first - w_new).norm() < 0.5 * (second - w_new).norm()
-    with pytest.raises(InputError, match="plain.png: no face"):
-        video("plain.png")
+    assert np.array_equal(shown[0], shown[1])
+    assert embed.psnr(shown[0], wanted) > 30 > embed.psnr(shown[2], wanted)
 
 
 def test_transfer_refusals(toy, tmp_path):
     good = np.zeros((40, L, D), np.float32)
-    for name, codes in (("good.npy", good), ("flat.npy", good.reshape(40, -1)), ("none.npy", good[:0]),
-                        ("text.npy", np.array(["a", "b"])), ("size.npy", np.zeros((4, 18, 512), np.float32)),
+    for name, codes in (("good.npy", good), ("flat.npy", good.reshape(40, -1)),
+                        ("size.npy", np.zeros((4, 18, 512), np.float32)),
                         ("nan.npy", np.where(np.arange(40)[:, None, None] == 37, np.nan, good))):
         np.save(tmp_path / name, codes)
     data = (tmp_path / "good.npy").read_bytes()
-    for name, content in (("cut.npy", data[:-5000]), ("head.npy", data[:40]), ("empty.npy", b"")):
+    for name, content in (("cut.npy", data[:-5000]), ("head.npy", data[:40])):
         (tmp_path / name).write_bytes(content)
     before = sorted(os.listdir(tmp_path))
     for options, words in (
             *(({"trajectory": f"{name}.npy"}, f"{name}.npy {said}") for name, said in (
-                ("head", "is no readable file of codes"), ("empty", "is no readable file of codes"),
-                ("text", "holds <U1"), ("flat", r"holds float32 of shape \(40, 128\)"),
-                ("none", r"holds float32 of shape \(0, 8, 16\)"), ("size", "has codes of 18 x 512"),
-                ("nan", "has NaN or infinite values in frame 37"), ("absent", "does not exist"),
+                ("head", "is no readable file of codes"), ("flat", r"holds float32 of shape \(40, 128\)"),
+                ("size", "has codes of 18 x 512"), ("nan", "has NaN or infinite values in frame 37"),
                 ("cut", "is cut short: its head promises 40 frames, 30 came"))),
             ({"output": "."}, "has to be a file"), ({"output": "no/v.mp4"}, "v.mp4: .* cannot be written"),
             ({"seed": ["1.5"]}, "--seed 1.5: .* whole number"), ({"fps": -1.0}, "--fps from 0.1"),
