@@ -2,14 +2,14 @@
 
     python train.py latents.npy --model mocogan
 
-A content code z_C, one for the whole video, and motion codes of one recurrent cell (sec. 3):
+A content code z_C, one for the whole video, and motion codes of one recurrent cell, as its code has them
+(sergeytulyakov/mocogan, 0ceb542, src/models.py, sample_z_m):
     z_M(k) = h(k) = GRU(e(k), h(k-1)),  h(0) and all e(k) ~ N(0, I);  frame k = G_I([z_C, z_M(k)]),
-the first frame being k = 1 (code: sergeytulyakov/mocogan, 0ceb542, src/models.py, sample_z_m). The image
-generator G_I becomes T of [z_C, h(k)].
+the first frame being k = 1. The image generator G_I becomes T of [z_C, h(k)].
 
-Ours: z_C and h of 32 numbers each (code: 50 and 10). Left out, as critic, losses and rates are those of all
-rows: the discriminators of single frames and of 16 frames, cross entropy, categories. It is StyleVideoGAN's
-P with one cell, without H and without the gradient angle penalty.
+Ours: z_C and h of 32 numbers each (src/train.py, 039fdef: 50 and 10). Left out, as critic, losses and rates
+are those of all rows: the discriminators of single frames and of 16 frames, cross entropy, categories. It is
+StyleVideoGAN's P with one cell, without H and without the gradient angle penalty.
 Copied into another project, models.py comes along.
 """
 
