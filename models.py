@@ -93,6 +93,15 @@ class Translator(nn.Module):
         self.rows_bias = nn.Parameter(torch.empty(L, D).uniform_(-1, 1) / math.sqrt(width))
         self.rows_norm = nn.BatchNorm1d(L * D)
 
+    @torch.no_grad()
+    def prepare(self, codes, clips, pca):
+        """Before a training on codes (N, L, D): T's last BatchNorm starts at their mean and deviation (ours).
+
+        clips, pca: of the training codes, for models that need more than their scale.
+        """
+        self.rows_norm.weight.copy_(codes.std(0).flatten())
+        self.rows_norm.bias.copy_(codes.mean(0).flatten())
+
     def translate(self, l):
         """T: motion codes (..., code) -> W+ codes (..., L, D)."""
         v = self.translate_in(l.flatten(0, -2))                                 # (N, width)

@@ -1765,22 +1765,13 @@ def test_what_is_held_out_is_the_end_of_the_longest_clip():
     assert train.hold_out(x, [(0, 1000)], 26) == (x, [(0, 1000)], None)         # 100 frames: not four windows
 
 
-def test_the_start_lets_the_noise_through():
-    """l moves by s alone, from i on as later, at the codes' scale; with torch's own start it does not."""
+def test_samples_begin_at_the_scale_of_the_codes():
     torch.manual_seed(0)
-    own, ours = models.MotionGenerator(4, 8).train(), models.MotionGenerator(4, 8).train()
-    mean, std = torch.randn(4, 8), torch.rand(4, 8) + 0.1
-    train.start(own, mean, std, False)
-    train.start(ours, mean, std)
-    i, s = torch.randn(256, 32), torch.randn(256, 100, 32)
-    for G, moves, like in ((own, (0, 0.06), (10, math.inf)), (ours, (0.3, 2), (0.2, 2))):
-        one = G.motion(i[:1] + 1e-3 * i, s[:, :24])[:, -1].std(0).mean()
-        l = nn.functional.normalize(G.motion(i, s), dim=2)
-        turns = [(l[:, k + 1] - l[:, k]).square().sum(1).mean() for k in (0, 80)]
-        assert moves[0] < one < moves[1] and like[0] < turns[0] / turns[1] < like[1]
-        w = G(i, s[:, :9]).flatten(0, 1)
-        assert torch.allclose(w.mean(0), mean, atol=1e-3)
-        assert torch.allclose(w.std(0, unbiased=False), std, rtol=2e-2)
+    G, codes = models.MotionGenerator(4, 8), torch.randn(50, 4, 8) * torch.rand(4, 8) + torch.randn(4, 8)
+    G.prepare(codes, [(0, 50)], None)
+    w = G(torch.randn(256, 32), torch.randn(256, 9, 32)).flatten(0, 1)
+    assert torch.allclose(w.mean(0), codes.mean(0), atol=1e-3)
+    assert torch.allclose(w.std(0, unbiased=False), codes.std(0), rtol=2e-2)
 
 
 def test_reestimated_batchnorm_fits_the_weights():
@@ -1942,7 +1933,7 @@ def test_the_study_of_loops(codes, tmp_path):
     found = json.loads((folder / "looping.json").read_text())
     for kind, weight in (("with", 100), ("without", 0)):
         facts = torch.load(folder / f"{kind}-00.pt", weights_only=True)["options"]
-        assert (facts["lambda_gap"], facts["horizon"], facts["start"]) == (weight, 0, "torch")
+        assert (facts["lambda_gap"], facts["horizon"]) == (weight, 0)
 
     G, motion = sample.load_motion(folder / "with-00.pt")
     w = np.concatenate(list(sample.sample(G, evaluate.LOOP_FRAMES, 1)))
@@ -1986,7 +1977,7 @@ def toy(tmp_path_factory):
                    folder / f"{name}.pt")
         sha256 = models.load_image_model(folder / f"{name}.pt").sha256
         generator = models.MotionGenerator(L, D)
-        train.start(generator, torch.randn(L, D), torch.rand(L, D))
+        generator.prepare(torch.rand(64, L, D), [(0, 64)], None)
         with torch.no_grad():                                               # BatchNorm's statistics: it moves
             for norm in (m for m in generator.modules() if isinstance(m, nn.BatchNorm1d)):
                 norm.momentum = None                                          # plain average over the batches
@@ -3017,7 +3008,6 @@ def motion_model(kind):
     pca = train.fit_pca(codes.numpy())
     torch.manual_seed(1)
     G = models.motion_model(kind)(4, 16)
-    train.start(G, codes.mean(0), codes.std(0))
     if hasattr(G, "prepare"):
         G.prepare(codes, clips, pca)
     if hasattr(G, "fit"):

@@ -93,7 +93,6 @@ METHOD = {
     "critic_steps": (3, 3, number(int, 1), "per generator step (open; ours)"),
     # In the paper all windows begin with i (0), and samples of 400 frames go on from there untrained
     "horizon": (400, 0, number(int, 0), "mean length in frames of sampled trajectories (ours)"),
-    "start": ("ours", "torch", ("ours", "torch"), "of H and P: start(), or torch's own"),
     "seed": (0, 0, int, "of all random numbers"),
 }
 
@@ -166,7 +165,7 @@ def draw(rng, step, places, args, widths=(NOISE, NOISE)):
 
 
 # ------------------------------------------------------------------------------------------------------------
-# Ours: later windows, and where the networks start. --recipe paper does without
+# Ours: later windows, which --recipe paper does without, and BatchNorm's statistics
 # ------------------------------------------------------------------------------------------------------------
 
 def later_windows(args):
@@ -191,40 +190,6 @@ def sample_windows(nets, i, s, draws, k):
         pool.copy_(torch.where(draws["renew"][k][:, None], end[:, :len(pool)], end[:, b:]).transpose(0, 1))
     l = torch.cat([G.code(h)[:, None], tail], 1)                                # (B, T, 32)
     return l, G.translate(l)
-
-
-@torch.no_grad()
-def start(G, mean, std, recurrence=True):
-    """Start T at the scale of the training codes, mean and std (L, D), and H and P so that l moves about as a
-    head does, driven by s, and from l_0 = i on as later.
-
-    With nn.GRU's own start s dies away in the four cells (from one i, l has a standard deviation of 0.03
-    after 24 frames, 0.54 here), and l first rushes away from i, of which the third memory knows nothing.
-    """
-    if isinstance(G, models.Translator):
-        G.rows_norm.weight.copy_(std.flatten())
-        G.rows_norm.bias.copy_(mean.flatten())
-    if not recurrence or not isinstance(G, MotionGenerator):
-        return
-
-    # P: strong input to the memories (rows of nn.GRU: reset, update, new), update gates at 0.62, 0.62, 0.88,
-    # 0.92; each component of the fourth memory follows one of the third
-    n, one = G.noise, torch.eye(G.noise)
-    for k, (gain, gate) in enumerate(((10.0, 0.5), (10.0, 0.5), (20.0, 2.0), (0.0, 2.5))):
-        getattr(G.produce, f"weight_ih_l{k}")[2 * n:] *= gain
-        getattr(G.produce, f"bias_ih_l{k}")[n:2 * n] += gate
-    G.produce.weight_ih_l3[2 * n:] = 6 * one
-
-    # H: i passes as the pair i, -i, as LeakyReLU(x) - LeakyReLU(-x) = (1 + SLOPE) x, to the third memory
-    *inner, last = [m for m in G.hallucinate if isinstance(m, nn.Linear)]
-    pair = torch.cat([one, -one], 1) / (1 + models.SLOPE)                       # (32, 64)
-    for k, m in enumerate(inner):
-        m.weight[:2 * n], m.bias[:2 * n] = 0.0, 0.0
-        through = one if k == 0 else pair
-        m.weight[:n, :through.shape[1]], m.weight[n:2 * n, :through.shape[1]] = through, -through
-    last.weight[2 * n:], last.bias[2 * n:] = 0.0, 0.0
-    last.weight[2 * n:, :2 * n] = pair
-    G.hallucinate[-1].weight.fill_(0.6)                             # standard deviation of the memories
 
 
 @torch.no_grad()
@@ -265,9 +230,7 @@ def networks(codes, args, clips=(), pca=None):
         torch.manual_seed(args.seed)
         G = models.motion_model(args.model)(L, D, NOISE)
         C = models.motion_critic(args.critic)(L, D, args.window)
-        start(G, mean, std, args.start == "ours")
-        if hasattr(G, "prepare"):                                   # some take over the PCA, or more
-            G.prepare(codes.cpu(), clips, pca)
+        G.prepare(codes.cpu(), clips, pca)
         # Open in the paper; ours: one scale for all entries. Unit variance per entry would blow up those that
         # hold little but the encoder's noise: the share of windows beyond the PCA rises from 1.2 to 3.1 %
         C.set_scale(mean, std.square().mean().sqrt().expand_as(std))

@@ -6,7 +6,7 @@
 
 looping: "a very short training sequence (one single sentence, spoken three times, 20 seconds in total)",
 drawn by pretrain/faces.py and embedded by embed.py; models are trained with --horizon 0 (every sampled window
-begins with i, as in the paper), torch's own start of the recurrence, and a smaller batch;
+begins with i, as in the paper) and a smaller batch;
 evaluate.py's loop score of 1,500 sampled frames says which of them loop. ablation: train.py's measures of
 long windows.
 
@@ -33,9 +33,7 @@ from sample import load_motion, sample
 
 ROOT = Path(__file__).resolve().parents[1]
 KINDS = {"with": "with the penalty", "without": "without"}
-# ours: torch's own start, as train.py's lets the noise through with the penalty or without; 32 windows a
-# step, as 20 seconds hold few
-LOOPING = "--horizon", 0, "--start", "torch", "--batch", 32
+LOOPING = "--horizon", 0, "--batch", 32     # ours: 32 windows a step, as 20 seconds hold few
 
 
 def run(*words):
