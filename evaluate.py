@@ -106,14 +106,18 @@ def drawn(real, seed):
     return real["windows"][np.random.RandomState(seed).randint(0, len(real["windows"]), train.SHORT)]
 
 
+def rearranged(real, seed):
+    """Windows of a video whose frames are in a wrong order: {row: windows}."""
+    some = drawn(real, seed)
+    order = torch.from_numpy(np.random.RandomState(seed).rand(*some.shape[:2])).argsort(1)
+    return {"frozen frames": some[:, :1].expand_as(some), "time-reversed": some.flip(1),
+            "shuffled frames": some.gather(1, order[..., None].expand_as(some))}        # each its own order
+
+
 def free_motion(e):
     """Of what costs nothing, all of it made of the training video: {row: windows}, and {row: trajectories} of
     the models that are computed."""
-    some = drawn(e.real["training"], e.seed)
-    order = torch.from_numpy(np.random.RandomState(e.seed).rand(*some.shape[:2])).argsort(1)
-    windows = {"frozen frames": some[:, :1].expand_as(some), "time-reversed": some.flip(1),
-               "shuffled frames": some.gather(1, order[..., None].expand_as(some))}     # each its own order
-    halves = {}
+    windows, halves = rearranged(e.real["training"], e.seed), {}
     for row, kind in FREE.items():
         G = models.motion_model(kind)(e.model.L, e.model.D).fit(e.coordinates, e.shots, e.pca)
         rng = torch.Generator().manual_seed(e.seed)

@@ -2094,6 +2094,13 @@ def test_textures_play_every_frame_about_equally_often():
              .diff(dim=1).norm(dim=2).flatten())
     assert steps.max() < 1.5 * x.diff(dim=0).norm(dim=1).max()
 
+    # At a clip's end it has to jump, though another jump fades: in place of what would have come there comes
+    h = torch.zeros(2, 1, 32)
+    h[0, :, 0], h[0, :, 1], h[1] = 699, 2, torch.randn(32, generator=rng)
+    l, _ = G.roll(torch.zeros(1, 1, 32), h)
+    fading = 0.5 + 0.5 * math.cos(math.pi * 3 / 8)
+    assert torch.allclose(l[0], 2 * x[699:700] - x[698] + fading * h[1], atol=1e-4)
+
 
 def test_sample_streams(toy):
     """The first frames leave long before the last could have been made; a closed pipe ends the sampling."""

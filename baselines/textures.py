@@ -83,19 +83,24 @@ class Textures(nn.Module):
         h[0, :, 0], h[0, :, 1] = (torch.special.ndtr(i[:, 0]) * N).floor().clamp_max(N - 1), FADE
         return h
 
+    def left(self, h, age):
+        """Of what the last jump changed, what is left at that age (B,): (B, 32)."""
+        return (0.5 + 0.5 * torch.cos(math.pi * age.clamp_max(FADE) / FADE))[:, None] * h[1]
+
     def code(self, h):
-        left = 0.5 + 0.5 * torch.cos(math.pi * h[0, :, 1].clamp_max(FADE) / FADE)       # of what it changed
-        return self.x[h[0, :, 0].long()] + left[:, None] * h[1]
+        return self.x[h[0, :, 0].long()] + self.left(h, h[0, :, 1])
 
     def roll(self, s, h):
         codes, u = [], torch.special.ndtr(s[:, :, 0])
         for k in range(s.shape[1]):
-            at, age, change = h[0, :, 0].long(), h[0, :, 1], h[1]
+            at, age = h[0, :, 0].long(), h[0, :, 1]
             choice = (self.chances[at] < u[:, k, None]).sum(1).clamp_max(KEEP)
             choice[(age < FADE) & (self.goal[at, 0] == at + 1)] = 0 # no jump while another fades
             to, jumped = self.goal[at, choice], choice > 0
-            h = torch.zeros_like(h)
+            # Instead of x[to] there would have come; at a clip's end a change may still fade
+            instead = self.after[at] + self.left(h, age + 1)
+            change = torch.where(jumped[:, None], instead - self.x[to], h[1])
+            h = torch.stack([torch.zeros_like(change), change])
             h[0, :, 0], h[0, :, 1] = to, torch.where(jumped, 0, age + 1)
-            h[1] = torch.where(jumped[:, None], self.after[at] - self.x[to], change)
             codes.append(self.code(h))
         return torch.stack(codes, 1), h
