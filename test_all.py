@@ -1576,36 +1576,6 @@ def test_codes_are_read_in_every_layout(codes, tmp_path, capsys):
         assert "one trajectory of 90 frames" in capsys.readouterr().err
 
 
-def test_codes_that_are_refused(codes, tmp_path):
-    x, ran = np.load(codes), tmp_path / "ran"
-    (tmp_path / "cut.npy").write_bytes(codes.read_bytes()[:9000])
-    arrays = {"flat": np.zeros((90, 64), np.float32), "two": np.stack([x, x]), "short": x[:20],
-              "none": x[:0], "still": np.ones_like(x), "grey": np.ones(x.shape, np.uint8),
-              "nan": np.where(np.arange(90)[:, None, None] == 7, np.nan, x),
-              "object": np.array({"w": x})}
-    for name, array in arrays.items():
-        np.save(tmp_path / f"{name}.npy", array, allow_pickle=True)
-    np.savez(tmp_path / "other.npz", z=x)
-    torch.save({"latent": torch.from_numpy(x)}, tmp_path / "named.pt")
-    torch.save(Bomb(os.mkdir, str(ran)), tmp_path / "bomb.pt")
-    (tmp_path / "clip.mp4").write_bytes(b"\0\0\0 ftypisom")
-    words = {"grey.npy": "holds uint8", "clip.mp4": "neither of NumPy nor of PyTorch.*embed.py VIDEO",
-             "cut.npy": "cut short", "flat.npy": r"\(90, 64\)", "two.npy": r"\(2, 90, 4, 16\)",
-             "none.npy": r"float32 of shape \(0, 4, 16\)",
-             "nan.npy": "frame 7", "short.npy": "20 frames", "still.npy": "no motion",
-             "absent.npy": "python embed.py VIDEO", "object.npy": r"np.save\(.*allow_pickle=True",
-             "other.npz": r"it has: z.*np.save", "bomb.pt": "UnpicklingError",
-             "named.pt": r"it has: latent.*torch.load\('named.pt'\)\[NAME\]"}
-    for name, wanted in words.items():
-        assert_raises(f"{name}.*{wanted}", train.load_training_set, [tmp_path / name], 6)
-    assert not ran.exists()
-
-    for wanted, changes in (("89 frames", {"frames": [{"clip": 0}] * 89}), ("remove it", {"fps": "fast"})):
-        assert_raises(wanted, train.load_latents, retold(codes, tmp_path, **changes))
-    assert_raises("longest clip has 50 frames.*two windows of 50.*--window, 25",
-                  train.load_training_set, [codes], 50)
-
-
 def test_several_videos_are_one_training_set(codes, tmp_path, capsys):
     x, meta = train.load_training_set([codes, retold(codes, tmp_path, fps=50)], 41, sys.stderr)
     assert x.shape == (180, 4, 16) and meta["clips"] == [(0, 50), (50, 90), (90, 140), (140, 180)]
@@ -1617,6 +1587,10 @@ def test_several_videos_are_one_training_set(codes, tmp_path, capsys):
     np.save(tmp_path / "wide.npy", np.zeros((90, 4, 32), np.float32))
     for path, wanted in ((other, "of other .*of small .*one image model"), (tmp_path / "wide.npy", "4 x 32")):
         assert_raises(wanted, train.load_training_set, [codes, path], 6)
+    for wanted, changes in (("89 frames", {"frames": [{"clip": 0}] * 89}), ("remove it", {"fps": "fast"})):
+        assert_raises(wanted, train.load_latents, retold(codes, tmp_path, **changes))
+    assert_raises("longest clip has 50 frames.*two windows of 50.*--window, 25",
+                  train.load_training_set, [codes], 50)
 
 
 def test_frechet_distance_of_known_gaussians():
@@ -3141,10 +3115,16 @@ def unusable(toy, tmp_path_factory):
     (folder / "stub.mp4").write_bytes((folder / "v.mp4").read_bytes()[:200])
     good = np.random.RandomState(0).standard_normal((40, L, D)).astype(np.float32)
     nan = np.where(np.arange(40)[:, None, None] == 37, np.nan, good)
-    for name, codes in {"good": good, "flat": good.reshape(40, -1), "nan": nan, "size": good[:, :4]}.items():
+    arrays = {"good": good, "nan": nan, "flat": good.reshape(40, -1), "size": good[:, :4], "short": good[:20],
+              "none": good[:0], "two": np.stack([good, good]), "still": np.ones_like(good),
+              "grey": np.ones(good.shape, np.uint8), "object": np.array({"w": good})}
+    for name, codes in arrays.items():
         np.save(folder / f"{name}.npy", codes)
     for name, length in (("cut", -5000), ("head", 40)):
         (folder / f"{name}.npy").write_bytes((folder / "good.npy").read_bytes()[:length])
+    np.savez(folder / "other.npz", z=good)
+    torch.save({"latent": torch.from_numpy(good)}, folder / "named.pt")
+    torch.save(Bomb(os.mkdir, "ran"), folder / "bomb.pt")
     return folder
 
 
@@ -3159,7 +3139,16 @@ def unusable(toy, tmp_path_factory):
     ("embed.py v.mp4 --model v.mp4", "v.mp4 cannot be"),
     ("pretrain/faces.py --clip x.mp4 --seconds nan", "--seconds nan is out of range; give 0.1 to"),
     ("pretrain/image_model.py no.mp4 --size 32", "no.mp4"),
-    ("train.py nan.npy", "nan.npy .* 1 of 40"), ("train.py good.npy --batch 3", "--batch 3 .* least 4"),
+    ("train.py absent.npy", "absent.npy .*python embed.py VIDEO"), ("train.py grey.npy", "holds uint8"),
+    ("train.py v.mp4", "v.mp4 .*neither of NumPy nor of PyTorch.*embed.py VIDEO"),
+    ("train.py cut.npy", "cut.npy .*cut short"), ("train.py flat.npy", r"flat.npy .*\(40, 128\)"),
+    ("train.py two.npy", r"\(2, 40, 8, 16\)"), ("train.py none.npy", r"float32 of shape \(0, 8, 16\)"),
+    ("train.py nan.npy", "nan.npy .* 1 of 40 frames, the first in frame 37"),
+    ("train.py short.npy --window 6", "20 frames"), ("train.py still.npy --window 6", "no motion"),
+    ("train.py object.npy", r"np.save\(.*allow_pickle=True"), ("train.py other.npz", r"it has: z.*np.save"),
+    ("train.py bomb.pt", "bomb.pt .*UnpicklingError"),
+    ("train.py named.pt", r"it has: latent.*torch.load\('named.pt'\)\[NAME\]"),
+    ("train.py good.npy --batch 3", "--batch 3 .* least 4"),
     ("train.py good.npy -o no/m.pt --window 6", "m.pt cannot be written"),
     ("train.py good.npy --lr 1e30 --steps 20 --window 6 --batch 8 --threads 1",
      "diverged.*no model was saved.*lower --lr"),
