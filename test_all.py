@@ -56,7 +56,7 @@ from baselines import one_style
 from models import InputError
 from pretrain import faces, image_model
 from studies import crop as crop_study
-from studies import speed, truth
+from studies import sidebyside, speed, truth
 from studies.goldens import fill, golden_error, pseudo, sine_images
 
 ROOT = Path(__file__).resolve().parent
@@ -2909,6 +2909,16 @@ def test_evaluate_the_drawn_clip(quick, embedded, tmp_path, monkeypatch, capsys)
         with av.open(io.BytesIO(base64.b64decode(uri.partition(",")[2]))) as container:
             assert container.streams.video[0].codec_context.name == "h264"
             assert len(list(container.decode(video=0))) == 10
+
+
+def test_motion_models_side_by_side(embedded, tmp_path, monkeypatch):
+    monkeypatch.setattr(sidebyside, "FRAMES", 40)
+    output = tmp_path / "s.png"
+    sidebyside.main(argparse.Namespace(latents=embedded[0], motion=ROOT / "assets" / "motion.pt", seed=0,
+                                       model="faces128", output=str(output)))
+    picture = cv2.imread(str(output))
+    assert picture.shape == (8 * (sidebyside.TITLE + 128), 12 * 128, 3)
+    assert not np.array_equal(picture[24:152], picture[176:304])                # each row its own motion
 
 
 def test_truth_study(monkeypatch, capsys):

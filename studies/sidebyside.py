@@ -3,8 +3,8 @@
     python -m studies.sidebyside latents.npy                    # sidebyside.png, with the default motion.pt
     python -m studies.sidebyside latents.npy --motion motion.pt -o sidebyside.png
 
-A row for the video's own codes, the trained model, noise filtered by the video, and video textures: twelve
-frames around the narrowest eyes of 400 frames, and twelve in which the mouth moves most, by dlib's landmarks.
+The codes of the video itself, the trained model, noise filtered by the video, and video textures: twelve
+frames around the narrowest eyes of 400 frames, and twelve in which the mouth moves most, by its landmarks.
 """
 
 import argparse
@@ -22,8 +22,8 @@ from models import InputError
 
 FRAMES = 400        # of which the strips are chosen
 STRIP = 12          # frames in a strip, adjacent at the training rate
-GAP = 12            # px between strips
-BLACK, WHITE = 0, 255
+TITLE = 24          # px above a strip
+BLACK, WHITE = (0, 0, 0), 255
 
 
 def trajectories(latents, motion, seed):
@@ -52,18 +52,22 @@ def strips(frames, fps):
     return frames[middle - STRIP // 2:][:STRIP], frames[start:start + STRIP]
 
 
+def titled(strip, title):
+    """Pictures (n, H, W, 3) in a row, with words above them."""
+    row = np.hstack(list(strip))
+    head = np.full((TITLE, row.shape[1], 3), WHITE, np.uint8)
+    cv2.putText(head, title, (4, TITLE - 7), cv2.FONT_HERSHEY_SIMPLEX, 0.5, BLACK, 1, cv2.LINE_AA)
+    return np.vstack([head, row])
+
+
 def main(args):
-    model, rows = None, []
+    model, eyes, mouths = models.load_image_model(args.model), [], []
     for name, w in trajectories(args.latents, args.motion, args.seed):
-        model = model or models.load_image_model(args.model)
         frames = np.stack(list(transfer.render(model, w, transfer.pictures_at_once(model))))
-        row = [np.hstack(list(strip)) for strip in strips(frames, 25.0)]
-        gap = np.full((row[0].shape[0], GAP, 3), WHITE, np.uint8)
-        picture = np.hstack([row[0], gap, row[1]])
-        head = np.full((24, picture.shape[1], 3), WHITE, np.uint8)
-        cv2.putText(head, name, (4, 17), cv2.FONT_HERSHEY_SIMPLEX, 0.5, (BLACK,) * 3, 1, cv2.LINE_AA)
-        rows += [head, picture]
-    if not cv2.imwrite(args.output, np.vstack(rows)[..., ::-1]):
+        eye, mouth = strips(frames, 25.0)
+        eyes.append(titled(eye, f"{name}: the eyes closed"))
+        mouths.append(titled(mouth, f"{name}: the mouth moves"))
+    if not cv2.imwrite(args.output, np.vstack(eyes + mouths)[..., ::-1]):
         raise InputError(f"{args.output} cannot be written; choose another file with -o.")
     print(f"sidebyside.py: wrote {args.output}")
 
