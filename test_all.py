@@ -1840,7 +1840,7 @@ def test_a_training_is_as_long_as_the_papers_or_longer(words, per_epoch, steps):
 
 
 @pytest.mark.skipif(os.name == "nt", reason="signals are POSIX")
-def test_stopped_and_killed_training_goes_on_to_the_same_end(codes, tmp_path):
+def test_stopped_and_killed_training_goes_on_to_the_same_end(codes, tmp_path, capsys):
     """Ctrl-C, then kill -9 at random moments, each resumed by the same command: in the end the weights of a
     training that nothing happened to and that was looked at less often, bit for bit. Two kills, or as many as
     KILLS in the environment says."""
@@ -1866,7 +1866,8 @@ def test_stopped_and_killed_training_goes_on_to_the_same_end(codes, tmp_path):
             assert "m.state.pt is not there yet: the training begins" in said
             assert torch.load(output, weights_only=True)["step"] == reached
     assert_done(run(*line))
-    assert_done(run(*line), f"has its {20 * kills} steps already")
+    trained(codes, output, "--resume", *words)
+    assert f"has its {20 * kills} steps already" in capsys.readouterr().err
     parts = torch.load(output, weights_only=True)
     assert whole["step"] == parts["step"] == 20 * kills and equal(whole["generator"], parts["generator"])
     assert {20, 20 * kills} <= {row["step"] for row in state_of(output)["rows"]}
