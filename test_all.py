@@ -33,6 +33,7 @@ import types
 import zipfile
 from fractions import Fraction
 from pathlib import Path
+from xml.etree import ElementTree
 
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")          # before torch is imported, here and in the scripts
@@ -1938,6 +1939,68 @@ def test_the_study_of_loops(codes, tmp_path):
     video = train.coordinates(torch.from_numpy(np.load(folder / "sentence.npy")), motion["pca"])
     usual = evaluate.usual_distance(video.numpy())
     assert found["with"][0]["scores"][1] == pytest.approx(evaluate.loop_score(y[750:], usual), rel=1e-5)
+
+
+def test_the_study_of_the_neighbours(tmp_path):
+    """At toy size, of one kind: what is finished is kept, the rate chosen by it; table and figures."""
+    others = {0.0005: {"diverged": "training diverged"},
+              0.002: {"holdout_long_mmd": 1e5, "holdout_long_motion": -10.0}}
+    for lr, report in others.items():
+        (tmp_path / f"one_style-{lr}-2-0.json").write_text(json.dumps(report))
+    words = "--models", "one_style", "--seeds", 2, "-o", tmp_path
+    result = run("studies.neighbours", *words)
+    assert_done(result)
+    found, said = json.loads((tmp_path / "neighbours.json").read_text()), result.stdout.decode()
+
+    # The rate, by the motion.csv of the one training of three that was to do
+    names, row = (line.split(",") for line in (tmp_path / "one_style-0.001-2-0.csv").read_text().split())
+    report = dict(zip(names, map(float, row)))
+    score = report["holdout_long_mmd"] + report["holdout_long_motion"]
+    assert found["scores"]["one_style"]["0.001"] == pytest.approx(score)
+    assert found["scores"]["one_style"]["0.002"] == 1e5 - 10 and found["rates"] == {"one_style": 0.001}
+    assert "| one_style | 54,016 |" in said                 # 32 -> 4 x 128 with biases, omega and phi
+
+    # Late in 4,000 frames: windows cut by hand, in the PCA of the motion file
+    values, videos = [], [np.load(tmp_path / f"toy-{name}.npy") for name in ("training", "holdout")]
+    for seed in (0, 1):
+        G, motion = sample.load_motion(tmp_path / f"one_style-0.001-3-{seed}.pt")
+        assert [motion["options"][name] for name in ("lr", "steps", "seed")] == [0.001, 3, seed]
+        x, y = (train.coordinates(torch.from_numpy(w), motion["pca"]) for w in videos)
+        real = train.references(y, [(0, 300)], 6, train.references(x, [(0, 400)], 6))
+        rng = torch.Generator().manual_seed(seed)
+        train.sample_coordinates(G, 128, 200, motion["pca"], rng)
+        x = train.sample_coordinates(G, 8, 4000, motion["pca"], rng)
+        starts = np.linspace(3600, 3994, 16).astype(int)
+        values.append(train.measures(real, torch.cat([x[:, start:start + 6] for start in starts])))
+    table = found["tables"]["holdout video, windows late in 4,000 frames"]["one_style"]
+    for name in train.MEASURES:
+        assert table[name] == pytest.approx([one[name] for one in values], rel=1e-3, abs=1e-3), name
+    late = said[said.index("holdout video, windows late in 4,000"):].split("\n")
+    cells = dict(zip(*([cell.strip() for cell in late[k].split("|")] for k in (2, 4))))
+    jitter = [one["jitter"] for one in values]
+    assert cells[""] == "" and late[4].startswith("| one_style |")
+    assert [float(cell) for cell in cells["jitter"].split(" ± ")] == pytest.approx(
+        [np.mean(jitter), np.std(jitter, ddof=1)], rel=1e-3, abs=0.06)
+    assert {"var", "frozen frames", "real windows, holdout"} < found["tables"].popitem()[1].keys()
+
+    # Inversion, figures
+    G, _ = sample.load_motion(tmp_path / "one_style-0.001-3-0.pt")
+    clip = torch.from_numpy(videos[1][:15])
+    rebuilt = G.translate(one_style.invert(G, clip) * G.waves(torch.arange(15)))
+    r2 = 1 - (clip - rebuilt).square().sum() / (clip - clip.mean(0)).square().sum()
+    assert [*found["inversion"]] == ["15", "30", "60", "120", "240"]
+    assert found["inversion"]["15"]["inverted"] == pytest.approx(float(r2), abs=1e-3)
+    drawn = {name: ElementTree.parse(tmp_path / f"{name}.svg").getroot()
+             for name in ("distance", "trajectories", "fps")}
+    lines = {name: [line.get("points").split() for line in svg.iter() if line.tag.endswith("polyline")]
+             for name, svg in drawn.items()}
+    assert [len(some) for some in lines.values()] == [2 * 5, 3 * 5, 3] and len(lines["distance"][0]) == 8
+    mmd = np.mean([one["mmd"] for one in values])
+    assert float(lines["distance"][0][-1].split(",")[1]) == pytest.approx(176 - 44 * math.log10(mmd), abs=0.2)
+    assert sum(node.tag.endswith("circle") for node in drawn["fps"].iter()) == 3 * 50
+
+    assert_refused(run("studies.neighbours", "--full"), "neighbours.py", "--holdout")
+    assert_refused(run("studies.neighbours", *words, "--critic", "sparse"), "other options")
 
 
 def test_what_the_gpu_study_does_runs_without_one(tmp_path):
