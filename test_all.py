@@ -1866,6 +1866,16 @@ def test_a_training_is_as_long_as_the_papers_or_longer(words, per_epoch, steps):
     assert train.length(options(*words), per_epoch) == steps
 
 
+def test_a_training_is_saved_by_the_clock(codes, tmp_path, monkeypatch):
+    """What ends in the third step has lost what came after the last look at the clock, none here."""
+    steps = iter(2 * [train.train_step])
+    monkeypatch.setattr(train, "train_step", lambda *words, **named: next(steps)(*words, **named))
+    monkeypatch.setattr(train, "SAVE_SECONDS", 0)
+    with pytest.raises(StopIteration):
+        trained(codes, tmp_path / "m.pt", "--steps", 9, *SMALL)
+    assert state_of(tmp_path / "m.pt")["step"] == 2
+
+
 @pytest.mark.skipif(os.name == "nt", reason="signals are POSIX")
 def test_stopped_and_killed_training_goes_on_to_the_same_end(codes, tmp_path, capsys):
     """Ctrl-C, then kill -9 at random moments, each resumed by the same command: in the end the weights of a
