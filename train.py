@@ -88,7 +88,7 @@ METHOD = {
     "lr": (0.001, 0.005, number(float, 0), "learning rate of Adam"),
     "betas": ([0.5, 0.99], [0.9, 0.999], number(float, 0, 1), "of Adam (open; ours: DCGAN's first)"),
     # With a constant rate the distances of one training go up and down by as much as two trainings differ
-    "decay": (0.5, 0.0, number(float, 0, 1.01), "last share of steps, in which --lr falls to 0 (ours)"),
+    "decay": (0.5, 0.0, number(float, 0, 1), "last share of steps, in which --lr falls to 0 (ours)"),
     # With one, distances on ten minutes stay three times as large per step
     "critic_steps": (3, 3, number(int, 1), "per generator step (open; ours)"),
     # In the paper all windows begin with i (0), and samples of 400 frames go on from there untrained
