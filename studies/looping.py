@@ -59,6 +59,22 @@ def sentence(folder, full):
     return latents
 
 
+def at_once(function, jobs, count, what):
+    """[function(*job), ...], count of them at a time."""
+    def one(job):
+        found = function(*job)
+        bar.update()
+        return found
+
+    with tqdm(total=len(jobs), desc=what, unit="model") as bar, ThreadPoolExecutor(count) as pool:
+        futures = [pool.submit(one, job) for job in jobs]
+        try:
+            return [future.result() for future in futures]
+        except BaseException:
+            pool.shutdown(cancel_futures=True)                      # no further model is begun
+            raise
+
+
 def train_models(latents, folder, args, options):
     """Train folder/with-00.pt, without-00.pt, ..., as far as they are not there yet: {kind: [path, ...]}."""
     paths = {kind: [folder / f"{kind}-{seed:02d}.pt" for seed in range(args.models)] for kind in KINDS}
@@ -68,16 +84,8 @@ def train_models(latents, folder, args, options):
         gap = ["--lambda-gap", 0] if kind == "without" else []
         run("train.py", latents, "-o", paths[kind][seed], "--threads", 1, "--resume", *length, *options, *gap,
             "--seed", seed)
-        bar.update()
 
-    jobs = [(kind, seed) for seed in range(args.models) for kind in KINDS]
-    with tqdm(total=len(jobs), desc="training", unit="model") as bar, ThreadPoolExecutor(args.jobs) as pool:
-        for result in [pool.submit(one, *job) for job in jobs]:
-            try:
-                result.result()
-            except BaseException:
-                pool.shutdown(cancel_futures=True)              # no further model is begun
-                raise
+    at_once(one, [(kind, seed) for seed in range(args.models) for kind in KINDS], args.jobs, "training")
     return paths
 
 

@@ -1,6 +1,6 @@
 """The neighbours' motion models on the same codes: the paper's table 1 without image networks.
 
-    python -m studies.neighbours                                # three kinds at toy size, under a minute
+    python -m studies.neighbours                                # two kinds at toy size, under a minute
     python -m studies.neighbours ten.npy --holdout unseen.npy --full -o neighbours          # 44 trainings
 
 Every kind is trained under one critic: three short trainings choose the learning rate, then those follow
@@ -17,14 +17,13 @@ import json
 import math
 import os
 import threading
-from concurrent.futures import ThreadPoolExecutor
 from fractions import Fraction
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 import evaluate
 import models
@@ -33,13 +32,13 @@ from baselines import one_style
 from models import InputError, MotionGenerator
 from sample import load_motion, sample
 from studies.gpu import synthetic_codes
-from studies.looping import last_report, run, write
+from studies.looping import at_once, last_report, run, write
 
 OURS = MotionGenerator.kind
 KINDS = OURS, "stylegan_v", "one_style", "styleinv", "mocogan_hd", "mocogan", "gp_start"
 RATES = 0.0005, 0.001, 0.002        # ours: a factor of two to either side of train.py's
 FULL = {"models": KINDS, "steps": 2400, "search": 600, "seeds": 3}
-TOY = {"models": (OURS, "one_style", "gp_start"), "steps": 3, "search": 2, "seeds": 1}
+TOY = {"models": (OURS, "one_style"), "steps": 3, "search": 2, "seeds": 1}
 EARLY = 50, 100, 200                # frames, and before them the window's: the last window of 2,048 samples.
 #                                     16 windows of so few frames would be too alike for an unbiased mmd
 LATE = 400, 1000, 2000, 4000        # frames: 16 windows each in the last 400 of 128 samples, as in train.py
@@ -79,13 +78,13 @@ def prepare(args):
     e.window, e.samples = (33 if args.critic == "sparse" else 25, train.LONG[0]) if args.full else (6, 8)
     small = [] if args.full else ["--horizon", 40, "--batch", 8]
     e.options = ["--critic", args.critic, "--window", e.window, *small]
+    train.load_training_set(e.paths.values(), e.window)             # refuses those of two image models
     settings = {"options": e.options, "codes": [models.sha256_of(path) for path in e.paths.values()]}
     if kept(e.folder / "settings.json", lambda: settings) != settings:
         raise InputError(f"{e.folder} holds trainings on other codes or with other options; choose another "
                          f"folder with -o.")
 
     # In the PCA of the training codes
-    train.load_training_set(e.paths.values(), e.window)             # refuses those of two image models
     videos = {video: train.load_training_set([path], e.window) for video, path in e.paths.items()}
     codes, facts = videos["training"]
     e.fps, e.clips, e.pca = facts["fps"], facts["clips"], train.fit_pca(codes)
@@ -101,22 +100,6 @@ def prepare(args):
     # One at a time samples on a GPU, whose memory it is
     e.lock = threading.Lock() if e.device.type == "cuda" else contextlib.nullcontext()
     return e
-
-
-def at_once(e, function, jobs, what):
-    """[function(e, *job), ...], e.jobs of them at a time."""
-    def one(job):
-        found = function(e, *job)
-        bar.update()
-        return found
-
-    with tqdm(total=len(jobs), desc=what, unit="model") as bar, ThreadPoolExecutor(e.jobs) as pool:
-        futures = [pool.submit(one, job) for job in jobs]
-        try:
-            return [future.result() for future in futures]
-        except BaseException:
-            pool.shutdown(cancel_futures=True)                      # no further one is begun
-            raise
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -152,7 +135,7 @@ def score(report):
 def choose_rates(e):
     """{kind: {rate: score}}, by trainings with seed 0."""
     jobs = [(kind, lr, e.search, 0) for kind in e.models for lr in RATES]
-    scores = iter(map(score, at_once(e, trained, jobs, "learning rates")))
+    scores = iter(map(score, at_once(partial(trained, e), jobs, e.jobs, "learning rates")))
     return {kind: {lr: next(scores) for lr in RATES} for kind in e.models}
 
 
@@ -226,14 +209,14 @@ def nearest(table, rows):
     """By each measure the best of the rows, then those level with it: within the sum of both deviations."""
     said = []
     for name in train.MEASURES:
-        values = {row: table[row][name] for row in rows if table[row].get(name)}
+        values = {row: table[row][name] for row in rows if name in table[row]}
         far = {row: np.mean(v) for row, v in values.items()}
         if name in evaluate.RATIOS:
             far = {row: abs(value - 1) for row, value in far.items()}
         spread = {row: np.std(v, ddof=1) if len(v) > 1 else 0.0 for row, v in values.items()}
         order = sorted(far, key=far.get)
         level = [row for row in order if far[row] - far[order[0]] <= spread[row] + spread[order[0]]]
-        said.append(f"{name}: {', '.join(level)}")
+        said += [f"{name}: {', '.join(level)}"] * bool(level)
     return "; ".join(said) + "."
 
 
@@ -314,6 +297,7 @@ def draw_motion(e, generators):
 
 
 def main(args):
+    torch.set_num_threads(1)                                        # of each model that is measured
     e = prepare(args)
 
     # Learning rates, then the trainings that count, seed by seed: the first make a table, too
@@ -322,22 +306,23 @@ def main(args):
     seeds = {kind: math.ceil(e.seeds * 5 / 3) if kind == OURS else e.seeds for kind in rates}
     jobs = [(kind, rates[kind], seed) for seed in range(2 * e.seeds) for kind in rates if seed < seeds[kind]]
     jobs += [(kind, None, seed) for kind in e.fitted for seed in range(e.seeds)]
-    rows, diverged = {}, []
-    for (kind, _, seed), found in zip(jobs, at_once(e, measured, jobs, "models")):
-        if "diverged" in found:
-            diverged.append(f"{kind}, seed {seed}: {found['diverged']}")
-        else:
-            rows.setdefault(kind, []).append(found)
+    rows, lines = {}, {}
+    for (kind, *_), found in zip(jobs, at_once(partial(measured, e), jobs, e.jobs, "models")):
+        rows.setdefault(kind, []).extend([found] * ("diverged" not in found))
+    rows = {kind: some for kind, some in rows.items() if some}
     generators = {kind: generator(e, kind, rates.get(kind), some[0]["seed"]) for kind, some in rows.items()}
 
-    lines = {kind: {"motion part": f"{motion_part(generators[kind]):,}",
-                    "seconds a step": f"{np.mean([one['seconds'] for one in rows[kind]]):.3f}",
-                    **{f"score at {lr}": f"{value:.1f}" for lr, value in scores[kind].items()},
-                    "chosen": rates[kind], "trainings": len(rows[kind])} for kind in rates if kind in rows}
-    if lines:
-        print_table(f"Parameters without T; seconds with {e.jobs} trainings at a time; learning rates by mmd "
-                    f"+ motion of late windows against the video held out after {e.search} steps", lines)
-    print("".join(f"\n{line}\n" for line in diverged), end="")
+    # One line for each kind
+    for kind, of in scores.items():
+        some, told = rows.get(kind, []), {DIVERGED: "diverged"}
+        lines[kind] = {
+            "motion part": f"{motion_part(generators[kind]):,}" if some else "-",
+            "seconds a step": f"{np.mean([one['seconds'] for one in some]):.3f}" if some else "-",
+            **{f"score at {lr}": told.get(value, f"{value:.1f}") for lr, value in of.items()},
+            "chosen": rates.get(kind, "-"), "trainings": f"{len(some)} of {seeds.get(kind, 0)}"}
+    print_table(f"Parameters without T; seconds with {e.jobs} trainings at a time; scores of learning rates: "
+                f"mmd + motion of late windows against the video held out after {e.search} steps; trainings "
+                f"that did not diverge", lines)
 
     # The table, once for each video and length
     rows |= without_training(e)
@@ -349,7 +334,8 @@ def main(args):
             for row, one in ((row, one) for row, some in rows.items() for one in some):
                 evaluate.add(table, row, one[video][str(n)])
     for title, table in tables.items():
-        said[title] = {"trained": nearest(table, lines), "of all": nearest(table, generators)}
+        said[title] = {"trained": nearest(table, [kind for kind in lines if kind in rows]),
+                       "of all": nearest(table, generators)}
         print_table(f"{e.steps} steps, against the {title}", evaluate.in_words(table))
         print(f"\nNearest of those trained: {said[title]['trained']} Of all models: {said[title]['of all']}")
 
@@ -364,8 +350,7 @@ def main(args):
     draw_motion(e, generators)
     write(e.folder, "neighbours.json", {
         "options": e.options, "steps": e.steps, "search": e.search, "scores": scores, "rates": rates,
-        "diverged": diverged, "lines": lines, "rows": rows, "tables": tables, "nearest": said,
-        "inversion": inverted})
+        "lines": lines, "rows": rows, "tables": tables, "nearest": said, "inversion": inverted})
 
 
 if __name__ == "__main__":
