@@ -54,7 +54,7 @@ LONG_LEAST = 128        # frames of a video in the long set, at least (sec. 4); 
 LONG_SEED = 500_000     # ours: sample k of the long set is that of `sample.py --seed SEED + 500000 + k`
 WINDOW = 25             # frames (sec. 3), where no motion model says
 BLOCK = 64              # ours: items of one video whose features are computed and kept at once
-CHUNK = 32              # ours: pictures rendered at a time
+CHUNK = 32              # ours: pictures of a sample in memory at once
 FAR = 4000              # ours: frames of the longest samples, ten times those of the long ones
 LOOP_SAMPLES, LOOP_FRAMES = 8, 1500     # searched for loops: ours; as long as sec. 4's longest
 LOOP_LAG = 25           # ours: shortest lag in frames that counts; below it, any motion resembles itself
@@ -324,11 +324,11 @@ def block_features(detector, frames, k, block):
     return np.stack([detector.features(np.stack([known[t] for t in item])) for item in block])
 
 
-def features(e, source, row, items):
-    """{kind: features (n, d)} of a set's items."""
+def features(e, source, row, wanted):
+    """{kind: features (n, d)} of a set's items, {kind: items}."""
     arrays = {}
     for kind, detector in e.detectors.items():
-        blocks = [(k, block) for k, some in itertools.groupby(items[kind], key=lambda item: item[0])
+        blocks = [(k, block) for k, some in itertools.groupby(wanted[kind], key=lambda item: item[0])
                   for block in embed.in_batches((numbers for _, numbers in some), BLOCK)]
         found = [e.once([e.key, source.key, row, detector.sha256, k, block],
                         functools.partial(block_features, detector, source.frames[row], k, block))
@@ -498,7 +498,7 @@ def load_codes(e, args):
     start, end = next((meta["holdout"] for *_, meta in e.motions if meta.get("holdout")), (0, 0))
     agreed = all(meta.get("holdout") == [start, end] for *_, meta in e.motions) and end - start > e.window
     kept = [(a, start if agreed and b == end and a < start else b) for a, b in e.shots]
-    e.held, e.shots = [(start, end)] if kept != e.shots else [], kept
+    held, e.shots = [(start, end)] if kept != e.shots else [], kept
 
     # All of one image model
     files = [(paths[name], codes.shape[1:], meta["model"]) for name, (codes, meta) in videos.items()]
@@ -519,12 +519,12 @@ def load_codes(e, args):
     x = {name: train.coordinates(torch.from_numpy(codes), e.pca) for name, (codes, _) in videos.items()}
     e.coordinates = x["training"]                                               # (T, 32)
     e.real = {"training": train.references(e.coordinates, e.shots, e.window)}
-    if args.holdout or e.held:
-        other = (x["holdout"], videos["holdout"][1]["clips"]) if args.holdout else (e.coordinates, e.held)
+    if args.holdout or held:
+        other = (x["holdout"], videos["holdout"][1]["clips"]) if args.holdout else (e.coordinates, held)
         e.real["holdout"] = train.references(*other, e.window, e.real["training"])
     longest = max(e.shots, key=lambda shot: shot[1] - shot[0])
-    e.x = e.coordinates[slice(*longest)].numpy()                                # (T, 32)
-    e.usual = usual_distance(e.x)
+    e.longest = e.coordinates[slice(*longest)].numpy()                          # (T, 32)
+    e.usual = usual_distance(e.longest)
 
 
 def load_all(args):
@@ -612,8 +612,8 @@ def add_faces(e, table, source):
 def add_method(e, tables, method):
     """Rows of a motion model or of another method's videos."""
     row = next(iter(method.frames))
-    for name, items in method.sets.items():
-        found = features(e, method, row, items)
+    for name, some in method.sets.items():
+        found = features(e, method, row, some)
         add_distances(e, tables[PICTURES], shown(e, method, row), name, found)
     add_faces(e, tables[FACES], method)
     if method.kind:
@@ -632,7 +632,7 @@ def add_training_video(e, tables):
         others = {f"real windows, {name}": drawn(some, e.seed) for name, some in e.real.items()}
         for row, some in {**windows, **others}.items():
             add(tables[MOTION[reference]], row, train.measures(real, some))
-    for row, trajectories in {**halves, VIDEO: [e.x]}.items():
+    for row, trajectories in {**halves, VIDEO: [e.longest]}.items():
         add(tables[LOOPING], row, loop_values(trajectories, e.usual))
     add_faces(e, tables[FACES], e.video)
     if e.source:

@@ -199,18 +199,17 @@ class MotionCritic(nn.Module):
     one gradient penalty fits all image models (which scale is open in the paper).
     """
 
-    def __init__(self, L, D, T, width=None):
+    def __init__(self, L, D, T):
         super().__init__()
-        width = width or D
         self.register_buffer("mean", torch.zeros(L, D))
         self.register_buffer("std", torch.ones(L, D))
 
         # ours: weights of a constant input that is 1 in windows which do not begin with i
-        self.later = nn.Parameter(torch.zeros(width))
+        self.later = nn.Parameter(torch.zeros(D))
 
-        # E: 2 layers to 512, 4 to 32. The widths of the last four are open; ours: full width until the last
-        self.extract = nn.ModuleList([nn.Linear(L * D, width), *(nn.Linear(width, width) for _ in range(4)),
-                                      nn.Linear(width, 32)])
+        # E: 2 layers to 512, ours to D; 4 to 32. The widths of these are open; ours: full until the last
+        self.extract = nn.ModuleList([nn.Linear(L * D, D), *(nn.Linear(D, D) for _ in range(4)),
+                                      nn.Linear(D, 32)])
 
         # Kernel 4, stride 2, channels that double up to 512 (open in the paper; ours: as DCGAN's Torch code)
         self.judge, c, t = nn.ModuleList(), 32, T
@@ -229,18 +228,18 @@ class MotionCritic(nn.Module):
         return self.score(self.first_layer(w))
 
     def first_layer(self, w, later=0.0):
-        """Codes (B, T, L, D), scaled, through the first linear layer: (B, T, width), before its LeakyReLU.
+        """Codes (B, T, L, D), scaled, through the first linear layer: (B, T, D), before its LeakyReLU.
 
         The scale is folded into the layer, as w is far larger than its weights. later (B, 1, 1): 1 for
         windows that lie further on in their trajectory, 0 for those that begin with i (ours).
         """
         first = self.extract[0]
-        weight = first.weight / self.std.flatten()                              # (width, L D)
+        weight = first.weight / self.std.flatten()                              # (D, L D)
         p = F.linear(w.flatten(-2), weight, first.bias - weight @ self.mean.flatten())
         return p + later * self.later
 
     def score(self, p, slopes=None):
-        """The rest: first-layer outputs (B, T, width) -> (B,). slopes: a list that gets each LeakyReLU's."""
+        """The rest: first-layer outputs (B, T, D) -> (B,). slopes: a list that gets each LeakyReLU's."""
         def bend(x):
             if slopes is not None:
                 slopes.append((x > 0).to(x.dtype).mul_(1 - SLOPE).add_(SLOPE))
@@ -248,7 +247,7 @@ class MotionCritic(nn.Module):
 
         x = bend(p.clone())
         for layer in self.extract[1:]:
-            x = bend(layer(x))                                                  # (B, T, width), last 32
+            x = bend(layer(x))                                                  # (B, T, D), last 32
         for layer in self.judge[:-1]:
             x = bend(layer(fours(x)))                                           # (B, t // 2, 2 c)
         return self.judge[-1](x.flatten(1)).flatten()
@@ -264,7 +263,7 @@ def motion_critic(kind):
 def gradient_penalty(critic, p_real, p_fake, mix):
     """WGAN-GP penalty (Gulrajani et al. 2017, eq. 3), a scalar, at mixtures of real and fake windows.
 
-    p_real, p_fake (B, T, width): critic.first_layer of them; it is linear, so the mixture of its outputs is
+    p_real, p_fake (B, T, D): critic.first_layer of them; it is linear, so the mixture of its outputs is
     the output of the mixture. mix (B, 1, 1) in [0, 1]: share of real. The gradient is the one with respect to
     the scaled codes x that the critic sees, in closed form: between its kinks the critic is linear, so the
     gradient is the product of its matrices with the slopes between them, which have no derivative of their
@@ -274,7 +273,7 @@ def gradient_penalty(critic, p_real, p_fake, mix):
     with torch.no_grad():
         critic.score(mix * p_real + (1 - mix) * p_fake, slopes)
 
-    # d score / d p, (B, T, width), from the last layer back to the first
+    # d score / d p, (B, T, D), from the last layer back to the first
     B, t, c = slopes[-1].shape
     g = critic.judge[-1].weight.reshape(1, t, c).expand(B, -1, -1)
     for layer in reversed(critic.judge[:-1]):

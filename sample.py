@@ -66,7 +66,7 @@ def codes_at(generator, s, h, at):
 
 
 @torch.no_grad()
-def sample(generator, T, seed, chunk=CHUNK, every=1, first=None):
+def sample(generator, T, seed, every=1, first=None):
     """Yields the W+ codes of one trajectory of T frames (sec. 3) in order, as float32 arrays (K, L, D).
 
     The noise comes from the trajectory's own torch.Generator on the CPU: seed 5 is the same motion alone,
@@ -86,14 +86,14 @@ def sample(generator, T, seed, chunk=CHUNK, every=1, first=None):
         yield w.float().cpu().numpy()
         T -= len(w)
         # Always a whole chunk, cut afterwards: another matrix size would round differently
-        s = torch.randn(1, chunk, generator.noise, generator=noise).to(device)          # (1, K, 32)
+        s = torch.randn(1, CHUNK, generator.noise, generator=noise).to(device)          # (1, K, 32)
         if every == 1:
             l, h = generator.roll(s, h)                                                 # (1, K, 32), (4, ...)
         else:
-            end = math.floor((made + chunk) / every) + 1                                # first beyond reach
+            end = math.floor((made + CHUNK) / every) + 1                                # first beyond reach
             at = torch.tensor([float(n * every - made) for n in range(k, end)], device=device)
             l, h = codes_at(generator, s, h, at)
-            made, k = made + chunk, end
+            made, k = made + CHUNK, end
 
 
 def first_code(path, generator):
@@ -127,7 +127,6 @@ def main(args):
     if args.t < 1 or args.n < 1 or not 0 <= args.seed <= 2 ** 32 - args.n:
         raise InputError(f"--t {args.t} --n {args.n} --seed {args.seed}: a trajectory has at least 1 frame, "
                          f"there is at least one, and a seed is a whole number from 0 to {2 ** 32 - args.n}.")
-
     if args.fps is not None and not 0.1 <= args.fps <= 1000:
         raise InputError(f"--fps {args.fps}: give --fps from 0.1 to 1000.")
 

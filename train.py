@@ -89,7 +89,7 @@ METHOD = {
     "betas": ([0.5, 0.99], [0.9, 0.999], number(float, 0, 1), "of Adam (open; ours: DCGAN's first)"),
     # With a constant rate the distances of one training go up and down by as much as two trainings differ
     "decay": (0.5, 0.0, number(float, 0, 1), "last share of steps, in which --lr falls to 0 (ours)"),
-    # With one, distances on ten minutes stay three times as large per step
+    # With one, MMD of windows stays three times as large on ten minutes
     "critic_steps": (3, 3, number(int, 1), "per generator step (open; ours)"),
     # In the paper all windows begin with i (0), and samples of 400 frames go on from there untrained
     "horizon": (400, 0, number(int, 0), "mean length in frames of sampled trajectories (ours)"),
@@ -121,8 +121,8 @@ def train_step(nets, adam, draws, codes, starts, args):
         frames = starts[draws["place"][k]][:, None] + torch.arange(T, device=starts.device)
         real = codes[frames]                                                    # (B, T, L, D)
 
-        # Critic: mean C(w) - mean C(real) + lambda_GP mean (|dC/dx| - 1)^2 (eq. 3 there), x: scaled codes
-        p_real, p_fake = C.first_layer(real, later), C.first_layer(w.detach(), later)       # (B, T, width)
+        # Critic: mean C(w) - mean C(real) + lambda_GP mean (|dC/dx| - 1)^2, x: scaled codes
+        p_real, p_fake = C.first_layer(real, later), C.first_layer(w.detach(), later)           # (B, T, D)
         loss_C = C.score(p_fake).mean() - C.score(p_real).mean()
         gp = gradient_penalty(C, p_real, p_fake, draws["mix"][k])
         adam["C"].zero_grad()
@@ -244,8 +244,8 @@ def networks(codes, args, clips=(), pca=None):
     # In a CUDA graph a learning rate must be a tensor, and Adam may not look at its steps
     cuda = device.type == "cuda"
     adam = functools.partial(torch.optim.Adam, betas=tuple(args.betas), fused=True, capturable=cuda)
-    rates = [torch.tensor(args.lr, device=device) if cuda else args.lr for _ in range(2)]
-    return nets, {name: adam(nets[name].parameters(), lr=lr) for name, lr in zip("GC", rates)}
+    lr = torch.tensor(args.lr, device=device) if cuda else args.lr
+    return nets, {name: adam(nets[name].parameters(), lr=lr) for name in "GC"}
 
 
 def graph_of(step, draws, nets, adam):
@@ -451,7 +451,7 @@ def fit_pca(codes):
 
 def coordinates(codes, pca):
     """Codes (..., L, D) -> their PCA coordinates (..., 32) in the codes' units, not whitened."""
-    return ((codes - pca["mean"]).flatten(-2)) @ pca["basis"].flatten(1).T
+    return (codes - pca["mean"]).flatten(-2) @ pca["basis"].flatten(1).T
 
 
 def long_windows(x, window):
@@ -653,7 +653,7 @@ def load_state(path):
     """Training state for --resume. Raises InputError."""
     with contextlib.suppress(Exception):                            # torch raises a dozen types here
         state = torch.load(path, map_location="cpu", weights_only=True)
-        if state["version"] == STATE:
+        if state["version"] == STATE and METHOD.keys() <= state["options"].keys():
             return state
     raise InputError(f"{path} is no training state of this train.py; leave out --resume to start anew.")
 
@@ -661,14 +661,14 @@ def load_state(path):
 def options_parser():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("latents", nargs="+", metavar="LATENTS", help="latents.npy of embed.py, .npz or .pt")
-    parser.add_argument("-o", "--output", default="motion.pt", help="motion model; others are put beside it")
+    parser.add_argument("-o", "--output", default="motion.pt", help="motion model; beside it .state.pt, .csv")
     parser.add_argument("--holdout", metavar="LATENTS", help="codes of unseen video of the actor, to judge "
                         f"by; not given: the last 1/{HELD} of the longest clip, which is then not trained on")
     parser.add_argument("--resume", action="store_true", help="go on from the state beside it, if any")
-    length = parser.add_mutually_exclusive_group()
-    length.add_argument("--epochs", type=number(int, 1), help=f"passes over the windows: {EPOCHS} (sec. 3), "
-                        f"and if this is not named at least {STEPS} steps (ours)")
-    length.add_argument("--steps", type=number(int, 1), help="generator steps")
+    how_long = parser.add_mutually_exclusive_group()
+    how_long.add_argument("--epochs", type=number(int, 1), help=f"passes over the windows: {EPOCHS} (sec. "
+                          f"3), and if this is not named at least {STEPS} steps (ours)")
+    how_long.add_argument("--steps", type=number(int, 1), help="generator steps")
     method = parser.add_argument_group("method (kept by --resume)")
     method.add_argument("--recipe", choices=("ours", "paper"), help="which of the defaults below: ours")
     for name, (ours, paper, kind, text) in METHOD.items():
@@ -681,7 +681,7 @@ def options_parser():
     running.add_argument("--threads", type=number(int, 1), help="of the CPU: as many as torch finds")
     running.add_argument("--no-cuda-graph", dest="cuda_graph", action="store_false", help="kernel by kernel")
     running.add_argument("--report-every", type=number(int, 1), default=500, help="steps: 500")
-    running.add_argument("--save-every", type=number(int, 1), default=500, help="steps, and minutes: 500")
+    running.add_argument("--save-every", type=number(int, 1), default=500, help="steps: 500, or a minute")
     return parser
 
 
@@ -690,7 +690,7 @@ def settle(args, state=None):
     recipe = args.recipe or "ours"
     wanted = {"recipe": recipe, **{name: row[recipe == "paper"] for name, row in METHOD.items()}}
     if state:
-        wanted = {name: state["options"].get(name, value) for name, value in wanted.items()}
+        wanted = {name: state["options"][name] for name in wanted}
     for name, value in wanted.items():
         given = getattr(args, name)
         if state and given not in (None, value):
@@ -763,7 +763,7 @@ def main(args):
     def save_model(G, step):
         whole = {"generator": {name: value.cpu() for name, value in G.state_dict().items()}, "step": step,
                  "kind": G.kind, "sizes": G.sizes, "model": meta["model"], "fps": meta["fps"], "pca": pca,
-                 "window": T, "holdout": held, "options": vars(args), "version": 1}
+                 "window": T, "holdout": held, "options": vars(args)}
         write_atomically(output, lambda part: torch.save(whole, part))
 
     # A model that is computed has no steps
@@ -815,18 +815,18 @@ def main(args):
             write_atomically(state_path, lambda part: torch.save(whole, part))
 
     def save_rows(path):
-        names = list(rows[-1])                                      # a resumed older training may have others
+        names = list(rows[-1])                                      # resumed with --holdout, it has more
         lines = [names, *([row.get(name, "") for name in names] for row in rows)]
         path.write_text("".join(",".join(map(str, line)) + "\n" for line in lines), encoding="utf-8")
 
     # Ctrl-C or a scheduler's SIGTERM ends the step at hand and saves
     stop = []
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *received: stop.append(received))
+    for which in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(which, lambda *received: stop.append(received))
 
     # The step, as one CUDA graph where that can be; other models and critics have theirs
-    own = args.model == MotionGenerator.kind and args.critic == "dense"
-    way = sys.modules[__name__] if own else importlib.import_module("baselines.step")
+    ours = args.model == MotionGenerator.kind and args.critic == "dense"
+    way = sys.modules[__name__] if ours else importlib.import_module("baselines.step")
     widths = nets.G.start, nets.G.noise
 
     def draws(rng):

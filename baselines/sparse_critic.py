@@ -38,17 +38,16 @@ class SparseCritic(nn.Module):
 
     set_scale = MotionCritic.set_scale
 
-    def __init__(self, L, D, T, width=None):
+    def __init__(self, L, D, T):
         super().__init__()
-        width = width or D
         self.register_buffer("mean", torch.zeros(L, D))
         self.register_buffer("std", torch.ones(L, D))
-        self.extract = mlp([L * D, *(6 * [width])])                             # E
+        self.extract = mlp([L * D, *(6 * [D])])                                 # E
         self.register_buffer("frequency", math.pi * 2.0 ** torch.arange(10) / LONGEST)
         self.distance = nn.Embedding(T, 20)                                     # a vector for each
-        self.condition = mlp([2 * 40, width, width])                            # p
-        self.modulate = nn.Linear(width, 3 * width)                             # M
-        self.head = nn.Sequential(*mlp([3 * width, width]), nn.Linear(width, width))
+        self.condition = mlp([2 * 40, D, D])                                    # p
+        self.modulate = nn.Linear(D, 3 * D)                                     # M
+        self.head = nn.Sequential(*mlp([3 * D, D]), nn.Linear(D, D))
 
     def frames(self, w, times):
         """Three scaled frames of each window (B, 3, L D) and their two distances (B, 2)."""
@@ -65,7 +64,7 @@ class SparseCritic(nn.Module):
         """Scaled frames (B, 3, L D), distances (B, 2) -> (B,)."""
         angle = distances[..., None] * self.frequency                           # (B, 2, 10)
         waves = torch.cat([angle.sin(), angle.cos(), self.distance(distances)], 2)
-        p = self.condition(waves.flatten(1))                                    # (B, width)
+        p = self.condition(waves.flatten(1))                                    # (B, D)
         h = self.extract(x).flatten(1) * (1 + self.modulate(p))
         return (self.head(h) * p).sum(1) / math.sqrt(p.shape[1])
 

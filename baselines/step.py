@@ -25,7 +25,7 @@ def critic_losses(C, real, fake, later, draws, k, args):
     """Real and sampled windows (B, T, L, D) -> the critic's whole loss, its first term, its penalty."""
     if not isinstance(C, MotionCritic):
         return C.losses(real, fake, draws["times"][k])
-    p_real, p_fake = C.first_layer(real, later), C.first_layer(fake, later)     # (B, T, width)
+    p_real, p_fake = C.first_layer(real, later), C.first_layer(fake, later)         # (B, T, D)
     loss_C = C.score(p_fake).mean() - C.score(p_real).mean()
     gp = gradient_penalty(C, p_real, p_fake, draws["mix"][k])
     return loss_C + args.lambda_gp * gp, loss_C, gp
