@@ -67,10 +67,14 @@ LOGGED = "wasserstein", "gp", "generator", "gap", "phi"             # what a ste
 
 def number(kind, least, below=math.inf):
     """For argparse: a number of that kind with least <= value < below."""
+    limits = f"at least {least}" + f" and below {below}" * (below < math.inf)
+
     def parse(text):
         if not least <= kind(text) < below:
-            raise argparse.ArgumentTypeError(f"{text} is not at least {least} and below {below}")
+            raise argparse.ArgumentTypeError(f"{text} is not {limits}")
         return kind(text)
+
+    parse.__name__ = kind.__name__                          # which argparse names to the user
     return parse
 
 
@@ -243,9 +247,10 @@ def networks(codes, args, clips=(), pca=None):
 
     # In a CUDA graph a learning rate must be a tensor, and Adam may not look at its steps
     cuda = device.type == "cuda"
-    adam = functools.partial(torch.optim.Adam, betas=tuple(args.betas), fused=True, capturable=cuda)
     lr = torch.tensor(args.lr, device=device) if cuda else args.lr
-    return nets, {name: adam(nets[name].parameters(), lr=lr) for name in "GC"}
+    adam = {name: torch.optim.Adam(nets[name].parameters(), lr, args.betas, fused=True, capturable=cuda)
+            for name in "GC"}
+    return nets, adam
 
 
 def graph_of(step, draws, nets, adam):
@@ -644,7 +649,7 @@ def write_atomically(path, write):
         os.replace(part, path)
     except (OSError, RuntimeError) as error:                        # torch.save, of a full disk: the latter
         reason = getattr(error, "strerror", None) or str(error).partition("\n")[0]
-        raise InputError(f"{path} cannot be written ({reason}); make room or choose another -o.") from None
+        raise InputError(f"{path} cannot be written ({reason}); make room or name another file.") from None
     finally:
         part.unlink(missing_ok=True)
 
@@ -701,7 +706,7 @@ def settle(args, state=None):
         args.epochs, args.steps = state["options"]["epochs"], state["options"]["steps"]
 
 
-def check_options(args, world=1):
+def check_options(args, world):
     """Raise InputError for what no parser of a single option can see."""
     unit = world * (2 if later_windows(args) else 1)                # windows of each sort for each process
     if args.batch < 2 * unit or world > 1 and args.batch % unit:
@@ -797,7 +802,7 @@ def main(args):
         print(f"{state_path} is not there yet: the training begins.", file=log)
     elif output.exists():
         print(f"{output} exists and is replaced at the first report (--resume would continue it).", file=log)
-    whole_pool, nets.pool = nets.pool, nets.pool[rank::world].clone()
+    whole_pool, nets.pool = nets.pool, nets.pool[rank::world].clone()           # each process has its share
     if step >= steps:
         print(f"{output} has its {step} steps already; ask for more with --steps or --epochs.", file=log)
         return

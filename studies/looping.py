@@ -6,9 +6,8 @@
 
 looping: "a very short training sequence (one single sentence, spoken three times, 20 seconds in total)",
 drawn by pretrain/faces.py and embedded by embed.py; models are trained with --horizon 0 (every sampled window
-begins with i, as in the paper) and a smaller batch;
-evaluate.py's loop score of 1,500 sampled frames says which of them loop. ablation: train.py's measures of
-long windows.
+begins with i, as in the paper) and a smaller batch; evaluate.py's loop score of 1,500 sampled frames says
+which of them loop. ablation: train.py's measures of long windows.
 
 Stop and start again as you like: what is finished is kept. Writes a JSON for each into the folder of -o; the
 tables go to standard output.
