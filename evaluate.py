@@ -11,7 +11,8 @@ the same command is given again. The first paragraph of a measure's docstring sa
 direction is better and where it comes from; it is printed below the tables.
 
 Shapes: T frames, L style rows, D style width, d features of a detector; frames (T, H, W, 3) uint8 RGB;
-coordinates (T, 32) in the PCA of the training codes; windows (n, T, 32); points (T, 68, 2).
+coordinates (T, 32) in the PCA of the training codes; windows (n, T, 32); points (T, 68, 2). e: all that the
+command names, of load_all(); e.shots: clips of the training video, less what train.py held out.
 """
 
 import argparse

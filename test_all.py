@@ -1771,7 +1771,7 @@ def test_later_windows_go_on_where_the_last_ones_ended():
     i, s, memory = draws["i"][0], draws["s"][0], nets.pool.transpose(0, 1).clone()
     with torch.no_grad():
         l, w = train.sample_windows(nets, i, s, draws, 0)
-        further, end = nets.G.roll(draws["later"][0], memory)
+        further, end = nets.G.roll(draws["s_later"][0], memory)
         _, begun = nets.G.roll(s, nets.G.hidden(i))
     assert torch.allclose(l[4:], torch.cat([memory[3][:, None], further], 1), atol=1e-6)
     assert torch.equal(l[:4, 0], i) and w.shape == (8, 6, 4, 16)

@@ -163,7 +163,7 @@ def draw(rng, step, places, args, widths=(NOISE, NOISE)):
             "mix": torch.rand(K, B, 1, 1, generator=rng),                   # of the gradient penalty
             "i": torch.randn(K, B - late, widths[0], generator=rng),        # N(0, 1), as s (sec. 3)
             "s": torch.randn(K, B - late, T - 1, widths[1], generator=rng),
-            "later": torch.randn(K, late, T - 1, widths[1], generator=rng),     # s of the later windows
+            "s_later": torch.randn(K, late, T - 1, widths[1], generator=rng),   # of the later windows
             "renew": torch.rand(K, late, generator=rng) * args.horizon < T,     # trajectories that end
             "ema": torch.tensor(1 - min(args.ema, (step + 1) / (step + 10)))}   # ours: short memory at first
 
@@ -185,7 +185,7 @@ def sample_windows(nets, i, s, draws, k):
     a trajectory ends there, and one that has just begun takes its place.
     """
     G, pool, b = nets.G, nets.pool, len(i)
-    h, s = G.hidden(i), torch.cat([s, draws["later"][k]])
+    h, s = G.hidden(i), torch.cat([s, draws["s_later"][k]])
     h = torch.cat([h, pool.transpose(0, 1)], 1)                                 # (4, B, 32)
     # cuDNN's recurrent kernels have no second derivative, which the angle penalty needs
     with torch.backends.cudnn.flags(enabled=not torch.is_grad_enabled()):

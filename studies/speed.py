@@ -181,7 +181,7 @@ def plain_step(nets, adam, draws, codes, starts, args):
             l = torch.cat([i[:, None], first], 1)
             if len(nets.pool):
                 memory = nets.pool.transpose(0, 1).contiguous().clone()
-                further, end_of_later = G.roll(draws["later"][k], memory)
+                further, end_of_later = G.roll(draws["s_later"][k], memory)
                 l = torch.cat([l, torch.cat([memory[3][:, None], further], 1)])
                 begun, renew = end[:, :len(nets.pool)], draws["renew"][k][:, None]
                 nets.pool.copy_(torch.where(renew, begun, end_of_later).transpose(0, 1).detach())
