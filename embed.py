@@ -1000,17 +1000,16 @@ def main(args):
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0],
-                                     formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     add = parser.add_argument
     add("video", nargs="+", metavar="VIDEO", help="video, folder of pictures, or - for a pipe")
-    add("-o", "--output", default="latents.npy", help="codes (T, L, D); beside it NAME.json and NAME.png")
-    add("--model", default="faces128", help="faces128, ffhq, ffhq-e4e or the path of a checkpoint")
+    add("-o", "--output", default="latents.npy", help="codes: latents.npy; beside it NAME.json and NAME.png")
+    add("--model", default="faces128", help="faces128 (default), ffhq, ffhq-e4e or a checkpoint's path")
     add("--encoder", metavar="FILE", help="checkpoint of an encoder, for a model that has none")
     add("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
-    add("--batch", type=int, default=16, help="frames encoded at a time")
-    add("--align", choices=("face", "none"), default="face", help="crop by the eyes, or the centre square")
-    add("--face", type=int, default=1, metavar="N", help="of several faces: 1 is seen longest, 2 next, ...")
+    add("--batch", type=int, default=16, help="frames encoded at a time: 16")
+    add("--align", choices=("face", "none"), default="face", help="crop by the eyes (default), or the centre")
+    add("--face", type=int, default=1, metavar="N", help="of several faces: 1 (default) is seen longest, ...")
     add("--fps", type=float, help="rate to resample to; else the first source's own, 25 for pictures")
     add("--resume", action="store_true", help="go on where the same command was interrupted")
     for word in sys.argv[1:]:

@@ -769,25 +769,23 @@ def main(args):
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0],
-                                     formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    parser.add_argument("latents", metavar="LATENTS", help="training codes, latents.npy of embed.py")
-    parser.add_argument("motion", metavar="MOTION", nargs="*",
-                        help="motion models of train.py; those of one kind are one row")
-    parser.add_argument("--holdout", metavar="LATENTS", help="codes of video not trained on; default: "
-                        "the end of LATENTS, if MOTION says that it was held out")
-    parser.add_argument("--full", action="store_true", help="the paper's counts instead of small ones")
-    parser.add_argument("--json", default="results.json", metavar="FILE",
-                        help="all numbers and settings; the page is beside it, with .html")
-    parser.add_argument("--inception", metavar="FILE", help="FID, by this TorchScript; fetch: NVIDIA's")
-    parser.add_argument("--i3d", metavar="FILE", help="FVD, by this TorchScript; fetch: StyleGAN-V's")
-    parser.add_argument("--videos", metavar="FOLDER", action="append", default=[],
-                        help="another method's videos (files or folders of pictures), cropped as the "
-                             "training frames are; repeatable")
-    parser.add_argument("--window", type=int, metavar="T", help="frames of a clip; default: MOTION's, or 25")
-    parser.add_argument("--model", help="image model; default: the one recorded in MOTION")
-    parser.add_argument("--seed", type=int, default=0, help="of the first sample")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    add = parser.add_argument
+    add("latents", metavar="LATENTS", help="training codes, latents.npy of embed.py")
+    add("motion", metavar="MOTION", nargs="*", help="motion models of train.py; those of a kind are one row")
+    add("--holdout", metavar="LATENTS",
+        help="codes of video not trained on; else the end of LATENTS, if MOTION says that it was held out")
+    add("--full", action="store_true", help="the paper's counts instead of small ones")
+    add("--json", default="results.json", metavar="FILE",
+        help="all numbers and settings: results.json; the page is beside it, with .html")
+    add("--inception", metavar="FILE", help="FID, by this TorchScript; fetch: NVIDIA's")
+    add("--i3d", metavar="FILE", help="FVD, by this TorchScript; fetch: StyleGAN-V's")
+    add("--videos", metavar="FOLDER", action="append", default=[],
+        help="another method's videos, files or folders of pictures, cropped as the training's; repeatable")
+    add("--window", type=int, metavar="T", help="frames of a clip; else MOTION's, or 25")
+    add("--model", help="image model; else the one recorded in MOTION")
+    add("--seed", type=int, default=0, help="of the first sample: 0")
+    add("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
     try:
         main(parser.parse_args())
     except InputError as error:

@@ -168,16 +168,16 @@ def main(args):
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0],
-                                     formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    parser.add_argument("--motion", metavar="FILE", help="of train.py; not given: ./motion.pt, or assets/'s")
-    parser.add_argument("--t", type=int, default=250, help="frames per trajectory")
-    parser.add_argument("--fps", type=float, help="frames per second; else those of the training video")
-    parser.add_argument("--first", metavar="LATENTS", help="begin with its first code (--model styleinv)")
-    parser.add_argument("--n", type=int, default=1, help="trajectories; number k has --seed SEED + k")
-    parser.add_argument("--seed", type=int, default=0, help="of the first trajectory")
-    parser.add_argument("-o", "--output", default="-", metavar="FILE", help=".npy; - is standard output")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    add = parser.add_argument
+    add("--motion", metavar="FILE", help="of train.py; not given: ./motion.pt, or assets/'s")
+    add("--t", type=int, default=250, help="frames per trajectory: 250")
+    add("--fps", type=float, help="frames per second; else those of the training video")
+    add("--first", metavar="LATENTS", help="begin with its first code (--model styleinv)")
+    add("--n", type=int, default=1, help="trajectories: 1; number k has --seed SEED + k")
+    add("--seed", type=int, default=0, help="of the first trajectory: 0")
+    add("-o", "--output", default="-", metavar="FILE", help=".npy; not given: standard output")
+    add("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
     try:
         main(parser.parse_args())
     except InputError as error:

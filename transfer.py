@@ -448,15 +448,14 @@ def main(args):
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0],
-                                     formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     add = parser.add_argument
     add("trajectory", nargs="?", metavar="TRAJECTORY", help=".npy, .npz or .pt; - or none: standard input")
     add("--motion", metavar="FILE", help="of train.py; when not given ./motion.pt, or that in assets/")
-    add("-o", "--output", default="video.mp4", metavar="FILE", help=".mp4, .mov or .mkv")
+    add("-o", "--output", default="video.mp4", metavar="FILE", help=".mp4, .mov or .mkv: video.mp4")
     add("--fps", type=float, help="else that of the embedded or training video")
     add("--audio", default="source", metavar="source|none|FILE",
-        help="of an embedded clip its source's sound, cut to the same frames, or none, or a file's")
+        help="of an embedded clip its source's sound (default), cut to the same frames, or none, or a file's")
     add("--seed", nargs="+", help=f"random actors, also ranges as 0-8; {SEED} when no actor is named")
     add("--actor", action="append", metavar="PHOTO", help="a photo, or none: its own actor; repeatable")
     add("--face", type=int, metavar="N", help="which face of the photo, 1 for the largest")
