@@ -155,26 +155,25 @@ class MotionGenerator(Translator):
         return self.produce(s, h)
 
 
-# Of baselines/, kind: (module, class). A motion file names its kind; what does not stand here is not imported
+# kind: (module, class). A motion file names its kind; what does not stand here is not imported
 MOTION_MODELS = {
-    "stylegan_v": ("stylegan_v", "StyleGANV"),
-    "one_style": ("one_style", "OneStyle"),
-    "styleinv": ("styleinv", "StyleInV"),
-    "mocogan_hd": ("mocogan_hd", "MoCoGANHD"),
-    "mocogan": ("mocogan", "MoCoGAN"),
-    "gp_start": ("gp_start", "GPStart"),
-    "noise": ("gaussian", "FilteredNoise"),
-    "var": ("gaussian", "VAR"),
-    "textures": ("textures", "Textures"),
+    "stylevideogan": (__name__, "MotionGenerator"),
+    "stylegan_v": ("baselines.stylegan_v", "StyleGANV"),
+    "one_style": ("baselines.one_style", "OneStyle"),
+    "styleinv": ("baselines.styleinv", "StyleInV"),
+    "mocogan_hd": ("baselines.mocogan_hd", "MoCoGANHD"),
+    "mocogan": ("baselines.mocogan", "MoCoGAN"),
+    "gp_start": ("baselines.gp_start", "GPStart"),
+    "noise": ("baselines.gaussian", "FilteredNoise"),
+    "var": ("baselines.gaussian", "VAR"),
+    "textures": ("baselines.textures", "Textures"),
 }
 
 
 def motion_model(kind):
     """The class of a kind of motion model. Raises KeyError."""
-    if kind == MotionGenerator.kind:
-        return MotionGenerator
     module, name = MOTION_MODELS[kind]
-    return getattr(importlib.import_module(f"baselines.{module}"), name)
+    return getattr(importlib.import_module(module), name)
 
 
 def fours(x):

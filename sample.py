@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from models import MOTION_MODELS, InputError, MotionGenerator, motion_model, pick_device
+from models import MOTION_MODELS, InputError, motion_model, pick_device
 
 ASSETS = Path(__file__).resolve().parent / "assets"
 CHUNK = 32  # steps per roll. Ours: first frames leave at once; 5,300 frames/s of 18 x 512 codes on a core
@@ -40,14 +40,13 @@ def load_motion(path=None, device="cpu"):
     kind = None
     try:
         meta = torch.load(path, map_location="cpu", weights_only=True)
-        kind = meta.get("kind", MotionGenerator.kind)       # older files have none
+        kind = meta.get("kind", "stylevideogan")             # older files have none
         generator = motion_model(kind)(**meta["sizes"])
         generator.load_state_dict(meta["generator"])
     except Exception as error:                              # torch.load alone raises a dozen types
-        if kind not in (None, MotionGenerator.kind, *MOTION_MODELS):
+        if kind not in (None, *MOTION_MODELS):
             raise InputError(f"{path} is a motion model of the kind {kind!r}, unknown here (known: "
-                             f"{', '.join([MotionGenerator.kind, *MOTION_MODELS])}); name another with "
-                             f"--motion.") from None
+                             f"{', '.join(MOTION_MODELS)}); name another with --motion.") from None
         raise InputError(f"{path} is not a motion model of train.py ({type(error).__name__}); it may be "
                          f"cut short or of another kind: name another with --motion.") from None
     return generator.eval().requires_grad_(False).to(device), meta

@@ -67,11 +67,9 @@ LOGGED = "wasserstein", "gp", "generator", "gap", "phi"             # what a ste
 
 def number(kind, least, below=math.inf):
     """For argparse: a number of that kind with least <= value < below."""
-    limits = f"at least {least}" + f" and below {below}" * (below < math.inf)
-
     def parse(text):
         if not least <= kind(text) < below:
-            raise argparse.ArgumentTypeError(f"{text} is not {limits}")
+            raise argparse.ArgumentTypeError(f"{text} is not in [{least}, {below})")
         return kind(text)
 
     parse.__name__ = kind.__name__                          # which argparse names to the user
@@ -80,8 +78,7 @@ def number(kind, least, below=math.inf):
 
 # What a training depends on. Name: (ours, the paper's or what it is without ours, type or choices, help)
 METHOD = {
-    "model": (MotionGenerator.kind, MotionGenerator.kind, (MotionGenerator.kind, *models.MOTION_MODELS),
-              "what makes the motion, in front of T"),
+    "model": ("stylevideogan", "stylevideogan", tuple(models.MOTION_MODELS), "what makes motion, before T"),
     "critic": ("dense", "dense", ("dense", "sparse"), "sees windows whole (table 7), or 3 frames of each"),
     "window": (25, 25, number(int, 2), "frames of a window, t (sec. 3; 75 for hands, sec. 4)"),
     "batch": (128, 128, number(int, 2), "windows per critic and per generator step (suppl. 2.1)"),
