@@ -76,26 +76,28 @@ def number(kind, least, below=math.inf):
     return parse
 
 
-# What a training depends on. Name: (ours, the paper's or what it is without ours, type or choices, help)
+# What a training depends on: (default, type or choices, help)
 METHOD = {
-    "model": ("stylevideogan", "stylevideogan", tuple(models.MOTION_MODELS), "what makes motion, before T"),
-    "critic": ("dense", "dense", ("dense", "sparse"), "sees windows whole (table 7), or 3 frames of each"),
-    "window": (25, 25, number(int, 2), "frames of a window, t (sec. 3; 75 for hands, sec. 4)"),
-    "batch": (128, 128, number(int, 2), "windows per critic and per generator step (suppl. 2.1)"),
-    "lambda_gp": (50.0, 50.0, number(float, 0), "weight of the gradient penalty (sec. 3)"),
-    "lambda_gap": (100.0, 100.0, number(float, 0), "weight of the gradient angle penalty (sec. 3)"),
-    "ema": (0.997, 0.997, number(float, 0, 1), "momentum of averaged weights (suppl. 2.1; sec. 3: 0.995)"),
+    "model": ("stylevideogan", tuple(models.MOTION_MODELS), "what makes the motion, in front of T"),
+    "critic": ("dense", ("dense", "sparse"), "sees windows whole (table 7), or 3 frames of each"),
+    "window": (25, number(int, 2), "frames of a window, t (sec. 3; 75 for hands, sec. 4)"),
+    "batch": (128, number(int, 2), "windows per critic and per generator step (suppl. 2.1)"),
+    "lambda_gp": (50.0, number(float, 0), "weight of the gradient penalty (sec. 3)"),
+    "lambda_gap": (100.0, number(float, 0), "weight of the gradient angle penalty (sec. 3)"),
+    "ema": (0.997, number(float, 0, 1), "momentum of averaged weights (suppl. 2.1; sec. 3: 0.995)"),
     # 0.005 (suppl. 2.1) diverged on ten minutes, with Adam's own betas
-    "lr": (0.001, 0.005, number(float, 0), "learning rate of Adam"),
-    "betas": ([0.5, 0.99], [0.9, 0.999], number(float, 0, 1), "of Adam (open; ours: DCGAN's first)"),
+    "lr": (0.001, number(float, 0), "learning rate of Adam"),
+    "betas": ([0.5, 0.99], number(float, 0, 1), "of Adam (open; ours: DCGAN's first)"),
     # With a constant rate the distances of one training go up and down by as much as two trainings differ
-    "decay": (0.5, 0.0, number(float, 0, 1), "last share of steps, in which --lr falls to 0 (ours)"),
+    "decay": (0.5, number(float, 0, 1), "last share of steps, in which --lr falls to 0 (ours)"),
     # With one, MMD of windows stays three times as large on ten minutes
-    "critic_steps": (3, 3, number(int, 1), "per generator step (open; ours)"),
+    "critic_steps": (3, number(int, 1), "per generator step (open; ours)"),
     # In the paper all windows begin with i (0), and samples of 400 frames go on from there untrained
-    "horizon": (400, 0, number(int, 0), "mean length in frames of sampled trajectories (ours)"),
-    "seed": (0, 0, int, "of all random numbers"),
+    "horizon": (400, number(int, 0), "mean length in frames of sampled trajectories (ours)"),
+    "seed": (0, int, "of all random numbers"),
 }
+# The paper's, or what it is without ours: --recipe paper
+PAPER = {"lr": 0.005, "betas": [0.9, 0.999], "decay": 0.0, "horizon": 0}
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -673,10 +675,10 @@ def options_parser():
     how_long.add_argument("--steps", type=number(int, 1), help="generator steps")
     method = parser.add_argument_group("method (kept by --resume)")
     method.add_argument("--recipe", choices=("ours", "paper"), help="which of the defaults below: ours")
-    for name, (ours, paper, kind, text) in METHOD.items():
+    for name, (ours, kind, text) in METHOD.items():
         what = {"choices": kind} if isinstance(kind, tuple) else {"type": kind}
         many = {"nargs": len(ours)} if isinstance(ours, list) else {}
-        default = f"{ours}" + f", in the paper's recipe {paper}" * (ours != paper)
+        default = f"{ours}, in the paper's recipe {PAPER[name]}" if name in PAPER else ours
         method.add_argument(f"--{name.replace('_', '-')}", help=f"{text}: {default}", **what, **many)
     running = parser.add_argument_group("running")
     running.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
@@ -689,8 +691,9 @@ def options_parser():
 
 def settle(args, state=None):
     """Fill in what was not named: from the state of a training that is resumed, else from the recipe."""
-    recipe = args.recipe or "ours"
-    wanted = {"recipe": recipe, **{name: row[recipe == "paper"] for name, row in METHOD.items()}}
+    wanted = {"recipe": args.recipe or "ours", **{name: row[0] for name, row in METHOD.items()}}
+    if args.recipe == "paper":
+        wanted |= PAPER
     if state:
         wanted = {name: state["options"][name] for name in wanted}
     for name, value in wanted.items():
