@@ -477,8 +477,8 @@ def find_source(latents, named):
     found = [next((path for path in both if path.exists()), None) for both in places]
     if found and None not in found:
         return found
-    print("evaluate.py: the training video is not where latents.json says, so the rendered codes stand for "
-          "it; put it there, or beside latents.json.", file=sys.stderr)
+    print(f"evaluate.py: no training video where {Path(latents).with_suffix('.json')} names one, so the "
+          f"rendered codes stand for it; put it there, or beside {latents}.", file=sys.stderr)
     return []
 
 

@@ -1,7 +1,7 @@
 """Tests of everything, on a CPU, with nothing downloaded.
 
-    python -m pytest -q -n 2 --dist worksteal test_all.py           # two at a time, each on one core
-    python -m pytest -q test_all.py -k transfer                     # some of them
+    python -m pytest -n 2 --dist worksteal          # two at a time, each on one core
+    python -m pytest -k transfer                    # some of them
 
 Three kinds: answers known on paper, equality with the upstream networks on the same weights, and every script
 through its real command line on real H.264, real faces for dlib and the real pipe.
