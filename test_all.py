@@ -1898,9 +1898,9 @@ def test_stopped_and_killed_training_goes_on_to_the_same_end(codes, tmp_path, ca
     KILLS in the environment says."""
     kills = int(os.environ.get("KILLS", 2))
     output, state, rng = tmp_path / "m.pt", tmp_path / "m.state.pt", random.Random(kills)
-    words = ["--steps", 20 * kills, "--save-every", 1, *SMALL]
+    words = ["--steps", 20 * kills, *SMALL]
     whole = trained(codes, tmp_path / "whole.pt", *words, "--report-every", 20 * kills)
-    line = "train.py", codes, "-o", output, "--resume", *words, "--report-every", 20
+    line = "train.py", codes, "-o", output, "--resume", *words, "--report-every", 10
     signals = [signal.SIGINT] + kills * [signal.SIGKILL]
     while signals:
         before = state.stat().st_mtime_ns if state.exists() else 0
@@ -1933,7 +1933,7 @@ def test_torchrun_trains_one_model(codes, tmp_path):
     assert refused.returncode and b"a multiple of 4 for 2 processes" in refused.stderr
     assert refused.stderr.count(b"train.py: --batch") == 1
     for steps in (10, 12):
-        result = run(*two, 32, "--steps", steps, "--save-every", 10)
+        result = run(*two, 32, "--steps", steps)
         assert_done(result)
         assert result.stderr.count(b"wrote") == 1
     trained(codes, tmp_path / "one.pt", "--steps", 10, *SMALL, "--batch", 32)

@@ -10,8 +10,8 @@
     torchrun --nproc-per-node=4 train.py latents.npy       # the batch shared by 4 processes (GPUs or cores)
 
 Fox et al., BMVC 2021 (arXiv:2107.07224), sec. 3 and supplement 2.1; no picture is rendered. H, P, T, C and
-the penalties are in models.py. Writes motion.pt (all that sample.py needs), motion.state.pt (every minute:
-all that --resume needs) and motion.csv (a row per report).
+the penalties are in models.py. Writes motion.pt (all that sample.py needs), motion.state.pt (every minute,
+too: all that --resume needs) and motion.csv (a row per report).
 
 Shapes: N training frames, B batch, T frames of a window, L style rows, D style width. On a CPU one seed,
 number of threads and number of processes give one result bit for bit, interrupted or not; on CUDA the random
@@ -684,8 +684,7 @@ def options_parser():
     running.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
     running.add_argument("--threads", type=number(int, 1), help="of the CPU: as many as torch finds")
     running.add_argument("--no-cuda-graph", dest="cuda_graph", action="store_false", help="kernel by kernel")
-    running.add_argument("--report-every", type=number(int, 1), default=500, help="steps: 500")
-    running.add_argument("--save-every", type=number(int, 1), default=500, help="steps: 500, or a minute")
+    running.add_argument("--report-every", type=number(int, 1), default=500, help="also saves; steps: 500")
     return parser
 
 
@@ -879,8 +878,8 @@ def main(args):
             stopping, due = (votes > 0).tolist()
         done = step == steps or stopping
         report = done or step % args.report_every == 0
-        save = done or due or step % args.save_every == 0
-        if report or save:
+        save = report or due
+        if save:
             distance, weights = abs(logged[0].item()), sum(p.sum() for p in nets.parameters()).item()
             if not math.isfinite(distance + weights) or args.lambda_gp > 0 and distance > too_far:
                 kept = f"{output} is that of step {rows[-1]['step']}" if rows else "no model was saved"
