@@ -578,7 +578,7 @@ MOTION = {"training": "Motion, from the codes, against the training video",
 FOOTNOTES = picture_distance, *train.MEASURES.values(), loop_score, *FACE_MEASURES.values(), correlation
 
 
-def add(table, row, values):
+def keep(table, row, values):
     """One more training's values; what is not finite stays out."""
     kept = table.setdefault(row, {})
     for column, value in values.items():
@@ -596,18 +596,18 @@ def add_distances(e, table, row, name, found):
     for reference, real in e.references.items():
         values = {f"{DETECTORS[kind][0]} {name}": picture_distance(real[kind], some)
                   for kind, some in found.items()}
-        add(table, f"{row} | {reference}", values)
+        keep(table, f"{row} | {reference}", values)
 
 
 def add_faces(e, table, source):
     """Rows of what dlib sees in a source of frames; ACD of the mean faces of random actors."""
     clips = observed(e, source)
     for row in clips:
-        add(table, shown(e, source, row), face_values(clips[row], clips.get(PERFORMS.get(row), ())))
+        keep(table, shown(e, source, row), face_values(clips[row], clips.get(PERFORMS.get(row), ())))
     actors = [clip["descriptors"] for clip in clips.get("offset trick", ())]
     actors = [np.nanmean(d, 0) for d in actors if np.isfinite(d).any()]
     if actors:
-        add(table, shown(e, source, "between the actors"), {"ACD": acd({"descriptors": np.stack(actors)})})
+        keep(table, shown(e, source, "between the actors"), {"ACD": acd({"descriptors": np.stack(actors)})})
 
 
 def add_method(e, tables, method):
@@ -622,8 +622,8 @@ def add_method(e, tables, method):
         for reference, real in e.real.items():
             for name, some in windows.items():
                 values = train.measures(real, some)
-                add(tables[MOTION[reference]], shown(e, method, f"sampled, {name}"), values)
-        add(tables[LOOPING], shown(e, method, "sampled"), loop_values(halves, e.usual))
+                keep(tables[MOTION[reference]], shown(e, method, f"sampled, {name}"), values)
+        keep(tables[LOOPING], shown(e, method, "sampled"), loop_values(halves, e.usual))
 
 
 def add_training_video(e, tables):
@@ -632,9 +632,9 @@ def add_training_video(e, tables):
     for reference, real in e.real.items():
         others = {f"real windows, {name}": drawn(some, e.seed) for name, some in e.real.items()}
         for row, some in {**windows, **others}.items():
-            add(tables[MOTION[reference]], row, train.measures(real, some))
+            keep(tables[MOTION[reference]], row, train.measures(real, some))
     for row, trajectories in {**halves, VIDEO: [e.longest]}.items():
-        add(tables[LOOPING], row, loop_values(trajectories, e.usual))
+        keep(tables[LOOPING], row, loop_values(trajectories, e.usual))
     add_faces(e, tables[FACES], e.video)
     if e.source:
         add_distances(e, tables[PICTURES], RECONSTRUCTION, "short", e.references[RECONSTRUCTION])

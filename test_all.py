@@ -3252,3 +3252,14 @@ def test_imports_run_one_way_along_the_pipeline():
 def test_every_script_has_help(script):
     result = run(script, "--help")
     assert result.returncode == 0 and b"usage:" in result.stdout
+
+
+@pytest.mark.parametrize("folder", (".", "studies", "baselines", "pretrain"))
+def test_what_a_script_names_when_it_runs_hides_nothing_of_its_own(folder):
+    """What stands under the guard is not there when a test imports the script."""
+    for path in (ROOT / folder).glob("*.py"):
+        body = ast.parse(path.read_text(encoding="utf-8")).body
+        guard = ast.Module([node for node in body if isinstance(node, ast.If)], [])
+        names = [node for node in ast.walk(guard) if isinstance(node, ast.Name)]
+        own = {node.name for node in body if isinstance(node, (ast.FunctionDef, ast.ClassDef))}
+        assert not own & {node.id for node in names if isinstance(node.ctx, ast.Store)}, path
