@@ -332,7 +332,7 @@ def main(args):
             what = "from frame 0 on" if n == e.window else f"late in {n:,} frames"
             table = tables[f"{video} video, windows {what}"] = {}
             for row, one in ((row, one) for row, some in rows.items() for one in some):
-                evaluate.add(table, row, one[video][str(n)])
+                evaluate.keep(table, row, one[video][str(n)])
     for title, table in tables.items():
         said[title] = {"trained": nearest(table, [kind for kind in lines if kind in rows]),
                        "of all": nearest(table, generators)}
