@@ -57,7 +57,7 @@ from baselines import one_style
 from models import InputError
 from pretrain import faces, image_model
 from studies import crop as crop_study
-from studies import sidebyside, speed, truth
+from studies import looping, sidebyside, speed, truth
 from studies.goldens import fill, golden_error, pseudo, sine_images
 
 ROOT = Path(__file__).resolve().parent
@@ -1964,6 +1964,68 @@ def test_the_study_of_loops(codes, tmp_path):
     video = train.coordinates(torch.from_numpy(np.load(folder / "sentence.npy")), motion["pca"])
     usual = evaluate.usual_distance(video.numpy())
     assert found["with"][0]["scores"][1] == pytest.approx(evaluate.loop_score(y[750:], usual), rel=1e-5)
+
+
+def test_trainings_in_threads_are_those_of_their_own_process(codes, tmp_path, quick_reports, monkeypatch):
+    """As on a GPU: stopped and gone on, with one that diverges among them, bit for bit the same models."""
+    monkeypatch.setattr(train, "MATMUL", "highest")                 # is of the process, so of all threads
+    here = argparse.Namespace(device="cpu", threads=True)
+    jobs = [("stylevideogan", 0, 0.001), ("one_style", 1, 0.001), ("stylevideogan", 2, 1e30)]
+
+    def one(kind, seed, lr):
+        words = codes, "-o", tmp_path / f"{seed}.pt", *SMALL, "--resume", "--steps", 8, "--model", kind
+        try:
+            return looping.run_train(here, *words, "--seed", seed, "--lr", lr)
+        except InputError as error:
+            return str(error)
+
+    def interrupted(*job):
+        if job[1] < 2:
+            looping.STOP.append("Ctrl-C")
+            one(*job)
+
+    with pytest.raises(KeyboardInterrupt, match="step 1 of 8 and saved"):
+        looping.at_once(interrupted, jobs, 3, "stopped")
+    assert looping.STOP == [] and state_of(tmp_path / "1.pt")["step"] == 1
+    said = looping.at_once(one, jobs, 3, "gone on")
+    assert said[:2] == [None, None] and "diverged" in said[2]
+    for kind, seed, lr in jobs[:2]:
+        alone = trained(codes, tmp_path / "alone.pt", *SMALL, "--steps", 8, "--model", kind, "--seed", seed,
+                        "--lr", lr)
+        assert equal(torch.load(tmp_path / f"{seed}.pt", weights_only=True)["generator"], alone["generator"])
+
+
+def test_the_ablation_leaves_one_thing_out_in_each_row(codes, tmp_path, quick_reports, capsys):
+    """At toy size; what is finished is not begun again, and the table is that of the last reports."""
+    args = argparse.Namespace(latents=codes, holdout=codes, full=False, models=None, steps=1, jobs=3,
+                              device="cpu", threads=True)
+    looping.ablation(args, tmp_path)
+    facts = {name: torch.load(tmp_path / f"{name}-00.pt", weights_only=True)["options"]
+             for name in looping.LESS}
+    left_out = {"no-angle": {"lambda_gap": 0}, "no-later": {"horizon": 0}, "constant": {"decay": 0},
+                "one-critic": {"critic_steps": 1}}
+    for name, changed in left_out.items():
+        usual = facts["ours"] | {"output": facts[name]["output"]}
+        assert facts[name] == usual | changed != usual
+
+    # Two models of each, the first of which is there, with values of our own in its report
+    csv = tmp_path / "no-later-00.csv"
+    names, row = (line.split(",") for line in csv.read_text().splitlines())
+    ours = dict(zip(names, row)) | {"training_long_mmd": "5000", "holdout_short_motion": "7000"}
+    csv.write_text("\n".join(map(",".join, (ours, ours.values()))) + "\n")
+    args.models = 2
+    capsys.readouterr()
+    looping.ablation(args, tmp_path)
+    reports = json.loads((tmp_path / "ablation.json").read_text())["no-later"]
+    lines = capsys.readouterr().out.splitlines()
+    cells, = (line.split("|") for line in lines if line.startswith("| no later windows | 2 |"))
+    cells = dict(zip(next(line.split("|") for line in lines if "kurtosis |" in line), cells))
+    for column, name in ((" mmd ", "training_{}_mmd"), (" held-out motion ", "holdout_{}_motion")):
+        long, short = ([report[name.format(of)] for report in reports] for of in ("long", "short"))
+        found = [float(number) for number in re.findall(r"-?[0-9.]+", cells[column])]
+        wanted = [np.mean(long), np.std(long, ddof=1), np.mean(short), np.std(short, ddof=1)]
+        assert found == pytest.approx(wanted, abs=0.006)
+    assert reports[0]["training_long_mmd"] == 5000 and reports[0]["holdout_short_motion"] == 7000
 
 
 def test_the_study_of_the_neighbours(tmp_path):

@@ -21,7 +21,6 @@ numbers are the same, but the order of sums is not.
 import argparse
 import contextlib
 import copy
-import functools
 import hashlib
 import importlib
 import itertools
@@ -31,6 +30,7 @@ import os
 import pickle
 import signal
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -60,6 +60,7 @@ DIVERGED = 10       # ours: times the distance of two windows, the most that a c
 SAVE_SECONDS = 60   # ours: a kill loses at most a minute
 AGREE = 10          # ours: steps after which several processes ask each other whether to stop or save
 STATE = 3           # version of motion.state.pt
+ALONE = threading.RLock()       # random numbers of torch, and a capture, are for one thread at a time
 # TF32 on CUDA; on a CPU what torch makes of it (AVX-512 without AMX: 2.2 times as fast, within 5e-7)
 MATMUL = "medium"
 LOGGED = "wasserstein", "gp", "generator", "gap", "phi"             # what a step returns
@@ -229,7 +230,7 @@ def networks(codes, args, clips=(), pca=None):
     penalty, .pool (late, 4, 32) of sample_windows(); and Adam for G and C."""
     device, (_, L, D) = codes.device, codes.shape
     mean, std = codes.mean(0).cpu(), codes.std(0).cpu()                         # (L, D)
-    with torch.random.fork_rng(devices=[]):
+    with ALONE, torch.random.fork_rng(devices=[]):
         torch.manual_seed(args.seed)
         G = models.motion_model(args.model)(L, D, NOISE)
         C = models.motion_critic(args.critic)(L, D, args.window)
@@ -256,20 +257,21 @@ def graph_of(step, draws, nets, adam):
     """step(draws) as one CUDA graph: its thousand small kernels start without the host. draws: an example.
 
     torch.compile cannot do the second backward pass of the angle penalty; a graph records whatever was done.
+    On the current stream, not the default one: cuBLAS keeps a workspace for each, also for what is recorded,
+    and graphs that run at once must not share one.
     """
     def changed():
         moments = [v for optimiser in adam.values() for of in optimiser.state.values() for v in of.values()]
         return [*nets.parameters(), *nets.buffers(), *moments]
 
     kept = [value.detach().clone() for value in changed()]
-    side, graph = torch.cuda.Stream(), torch.cuda.CUDAGraph()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
+    stream, graph = torch.cuda.current_stream(), torch.cuda.CUDAGraph()
+    begun = torch.cuda.Event(blocking=True)                         # who waits for it sleeps
+    with ALONE:
         for _ in range(3):                                          # what is allocated lazily must be there
             step(draws)
-    torch.cuda.current_stream().wait_stream(side)
-    with torch.cuda.graph(graph):
-        logged = step(draws)
+        with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
+            logged = step(draws)
 
     # These were no steps of the training: all back as it was, in place; moments that are new were zero
     with torch.no_grad():
@@ -277,8 +279,10 @@ def graph_of(step, draws, nets, adam):
             value.zero_() if before is None else value.copy_(before)
 
     def replay(fresh):
+        begun.synchronize()             # at most two steps ahead of the device, or pinned memory piles up
         for name, value in fresh.items():
             draws[name].copy_(value, non_blocking=True)
+        begun.record()
         graph.replay()
         return logged
 
@@ -722,7 +726,8 @@ def length(args, per_epoch):
     return EPOCHS * per_epoch if args.recipe == "paper" else max(EPOCHS * per_epoch, STEPS)
 
 
-def main(args):
+def main(args, stop=None):
+    """stop: a list, of a caller with threads. What is put there ends a mute training as Ctrl-C would."""
     # Check what can be checked before the long work
     output = Path(args.output)
     if output.is_dir() or not os.access(output.parent, os.W_OK):
@@ -734,7 +739,8 @@ def main(args):
     device = models.pick_device(args.device)
     if device.type == "cuda":
         torch.cuda.set_device(device)                               # streams and graphs are on it
-    log = sys.stderr if rank == 0 else open(os.devnull, "w")        # one process speaks and writes for all
+        torch.cuda.set_stream(torch.cuda.Stream())                  # the default one cannot be captured
+    log = sys.stderr if rank == 0 and stop is None else open(os.devnull, "w")   # one of several speaks
 
     # Options, and the codes to learn from and to judge by
     state = load_state(state_path) if args.resume and state_path.is_file() else None
@@ -824,9 +830,10 @@ def main(args):
         path.write_text("".join(",".join(map(str, line)) + "\n" for line in lines), encoding="utf-8")
 
     # Ctrl-C or a scheduler's SIGTERM ends the step at hand and saves
-    stop = []
-    for which in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(which, lambda *received: stop.append(received))
+    if stop is None:
+        stop = []
+        for which in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(which, lambda *received: stop.append(received))
 
     # The step, as one CUDA graph where that can be; other models and critics have theirs
     ours = args.model == MotionGenerator.kind and args.critic == "dense"
@@ -839,9 +846,13 @@ def main(args):
         return {name: (value.pin_memory() if device.type == "cuda" else value).to(device, non_blocking=True)
                 for name, value in drawn.items()}
 
-    advance = functools.partial(way.train_step, nets, adam, codes=codes, starts=starts, args=args)
-    if device.type == "cuda" and args.cuda_graph and not dist.is_initialized():
+    def advance(drawn):
         torch.set_float32_matmul_precision(MATMUL)
+        logged = way.train_step(nets, adam, drawn, codes, starts, args)
+        torch.set_float32_matmul_precision("highest")               # for what is measured and saved
+        return logged
+
+    if device.type == "cuda" and args.cuda_graph and not dist.is_initialized():
         advance = graph_of(advance, draws(torch.Generator()), nets, adam)
 
     # A critic of slope 1 cannot put more between two windows than their distance, about (2 T L D)^(1/2)
@@ -861,9 +872,7 @@ def main(args):
         for optimiser in adam.values():
             group, = optimiser.param_groups
             group["lr"] = group["lr"].fill_(lr) if torch.is_tensor(group["lr"]) else lr     # a graph knows it
-        torch.set_float32_matmul_precision(MATMUL)
         logged = advance(draws(rng))
-        torch.set_float32_matmul_precision("highest")               # for what is measured and saved
         totals += logged
         step += 1
         bar.update()

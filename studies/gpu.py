@@ -397,6 +397,8 @@ def main(args):
     began = time.perf_counter()
     args.deadline, args.device = began + args.seconds, models.pick_device(args.device)
     card = torch.cuda.get_device_name() if args.device.type == "cuda" else platform.processor() or "CPU"
+    if args.device.type == "cuda":
+        torch.cuda.set_stream(torch.cuda.Stream())                  # as in train.py, whose graphs need it
     found = {"card": card, "torch": torch.__version__, "python": platform.python_version(),
              "date": time.strftime("%Y-%m-%d"), "tiny": args.tiny}
     failed = 0

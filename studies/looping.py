@@ -1,16 +1,17 @@
-"""The paper's two experiments on the gradient angle penalty (sec. 4): what it prevents, what it costs.
+"""The paper's two experiments on the gradient angle penalty (sec. 4), and what else a training needs.
 
     python -m studies.looping                                     # both at toy size, under a minute
     python -m studies.looping looping --full -o runs              # one sentence three times, 40 models: hours
-    python -m studies.looping ablation latents.npy --full -o runs # train.py's defaults, 5 + 5 models
+    python -m studies.looping ablation ten.npy --holdout unseen.npy --full --steps 2400     # 19 models
 
 looping: "a very short training sequence (one single sentence, spoken three times, 20 seconds in total)",
 drawn by pretrain/faces.py and embedded by embed.py; models are trained with --horizon 0 (every sampled window
 begins with i, as in the paper) and a smaller batch; evaluate.py's loop score of 1,500 sampled frames says
-which of them loop. ablation: train.py's measures of long windows.
+which of them loop. ablation: train.py's loop, and with one thing less in each row, by train.py's measures.
 
 Stop and start again as you like: what is finished is kept. Writes a JSON for each into the folder of -o; the
-tables go to standard output.
+tables go to standard output. On a GPU the trainings are threads of one process, whose kernels overlap; those
+of several processes take turns (--processes, should threads fail).
 """
 
 import argparse
@@ -22,17 +23,28 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
+import threadpoolctl
 import torch
 from tqdm import tqdm
 
 import evaluate
+import models
 import train
 from models import InputError
 from sample import load_motion, sample
 
 ROOT = Path(__file__).resolve().parents[1]
-KINDS = {"with": "with the penalty", "without": "without"}
+# File name: (row, its options, how many with --full)
+KINDS = {"with": ("with the penalty", (), 20), "without": ("without", ("--lambda-gap", 0), 20)}
+LESS = {"ours": ("train.py's loop", (), 5), "no-angle": ("no angle penalty", ("--lambda-gap", 0), 5),
+        "no-later": ("no later windows", ("--horizon", 0), 3),
+        "constant": ("constant rate", ("--decay", 0), 3),
+        "one-critic": ("one critic step", ("--critic-steps", 1), 3)}
 LOOPING = "--horizon", 0, "--batch", 32     # ours: 32 windows a step, as 20 seconds hold few
+# On one GPU, ours: 16 overlapped well; 24 are all of the ablation, and each half of studies/neighbours.py, at
+# once, with 1.1 to 1.9 GB each. torch has 32 streams: of more trainings some would share one
+THREADS = 24
+STOP = []                                   # what is put here ends all trainings of this process
 
 
 def run(*words):
@@ -41,6 +53,27 @@ def run(*words):
                           env={**os.environ, "OMP_NUM_THREADS": "1"})
     if done.returncode:
         raise InputError((done.stderr.strip().splitlines() or [f"{words[0]} failed without a word."])[-1])
+
+
+def settle(args):
+    """Device, and trainings at a time. Before CUDA starts."""
+    os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "32")      # queues; in one of 8, streams would wait
+    args.device = models.pick_device(args.device)
+    args.threads = args.device.type == "cuda" and not args.processes
+    args.jobs = args.jobs or (THREADS if args.threads else os.cpu_count() or 1)
+    if args.threads:
+        sys.setswitchinterval(0.0005)                   # seconds; a thread that replays needs Python for less
+        threadpoolctl.threadpool_limits(1)              # of BLAS, as OMP_NUM_THREADS in run()
+
+
+def run_train(args, *words):
+    """train.py with these words, beside others: in this thread on a GPU, or else by run()."""
+    words = *words, "--threads", 1, "--device", args.device
+    if not args.threads:
+        return run("train.py", *words)
+    # Takes a stream of its own, and train.ALONE where threads cannot be beside each other. Left: while one
+    # captures, another that measures may find TF32 on, or cuDNN off
+    train.main(train.options_parser().parse_args([*map(str, words)]), STOP)
 
 
 def sentence(folder, full):
@@ -69,22 +102,27 @@ def at_once(function, jobs, count, what):
         futures = [pool.submit(one, job) for job in jobs]
         try:
             return [future.result() for future in futures]
-        except BaseException:
-            pool.shutdown(cancel_futures=True)                      # no further model is begun
+        except KeyboardInterrupt as stopped:
+            STOP.append(stopped)                # threads end the step at hand and save; processes had it, too
             raise
+        finally:
+            pool.shutdown(cancel_futures=True)                      # no further model is begun
+            STOP.clear()
 
 
-def train_models(latents, folder, args, options):
+def train_models(kinds, latents, folder, args, options):
     """Train folder/with-00.pt, without-00.pt, ..., as far as they are not there yet: {kind: [path, ...]}."""
-    paths = {kind: [folder / f"{kind}-{seed:02d}.pt" for seed in range(args.models)] for kind in KINDS}
-    length = ["--steps", args.steps] if args.steps else []
+    counts = {kind: args.models or (n if args.full else 1) for kind, (_, _, n) in kinds.items()}
+    paths = {kind: [folder / f"{kind}-{seed:02d}.pt" for seed in range(n)] for kind, n in counts.items()}
+    length = ["--steps", args.steps, "--report-every", args.steps] if args.steps else []
 
     def one(kind, seed):
-        gap = ["--lambda-gap", 0] if kind == "without" else []
-        run("train.py", latents, "-o", paths[kind][seed], "--threads", 1, "--resume", *length, *options, *gap,
-            "--seed", seed)
+        path, own = paths[kind][seed], kinds[kind][1]
+        if not path.is_file() or torch.load(path, weights_only=True)["step"] != args.steps:
+            run_train(args, latents, "-o", path, "--resume", "--seed", seed, *length, *options, *own)
 
-    at_once(one, [(kind, seed) for seed in range(args.models) for kind in KINDS], args.jobs, "training")
+    jobs = [(kind, seed) for seed in range(max(counts.values())) for kind in kinds if seed < counts[kind]]
+    at_once(one, jobs, args.jobs, "training")
     return paths
 
 
@@ -94,14 +132,23 @@ def last_report(path):
     return {name: float(value) for name, value in zip(names, row)}
 
 
-def print_distances(rows):
-    """rows: {kind: [row of a motion.csv, ...]}."""
-    print("\nLong windows against the training video, by train.py's measures: mean ± standard deviation over "
-          "the models\n")
-    print(f"| | {' | '.join(train.MEASURES)} |\n|---|" + "---|" * len(train.MEASURES))
-    for kind, title in KINDS.items():
-        cells = [[row[f"training_long_{name}"] for row in rows[kind]] for name in train.MEASURES]
-        print(f"| {title} | " + " | ".join(f"{np.mean(c):.2f} ± {np.std(c):.2f}" for c in cells) + " |")
+def print_distances(kinds, found):
+    """found: {kind: [row of a motion.csv, ...]}."""
+    def cell(name, of, rows):
+        values = [row[f"{name[0]}_{of}_{name[1]}"] for row in rows]
+        spread = f" ± {np.std(values, ddof=1):.2f}" if len(values) > 1 else ""
+        return f"{np.mean(values):.2f}{spread}"
+
+    columns = {name: ("training", name) for name in train.MEASURES}
+    if "holdout_long_mmd" in found[next(iter(kinds))][0]:
+        columns |= {f"held-out {name}": ("holdout", name) for name in ("mmd", "motion")}
+    print("\nWindows in long samples, in brackets from frame 0 on, by train.py's measures against the "
+          "training video\nand video held out: mean ± standard deviation over the models\n")
+    print(f"| | models | {' | '.join(columns)} |\n|---|---|" + "---|" * len(columns))
+    for kind, (title, *_) in kinds.items():
+        cells = [f"{cell(name, 'long', found[kind])} ({cell(name, 'short', found[kind])})"
+                 for name in columns.values()]
+        print(f"| {title} | {len(found[kind])} | {' | '.join(cells)} |")
 
 
 def write(folder, name, found):
@@ -111,7 +158,8 @@ def write(folder, name, found):
 def looping(args, folder):
     """How many models loop: those most of whose samples do."""
     latents = sentence(folder, args.full)
-    paths = train_models(latents, folder, args, LOOPING if args.full else (*LOOPING[:-1], 8, "--window", 6))
+    options = LOOPING if args.full else (*LOOPING[:-1], 8, "--window", 6)
+    paths = train_models(KINDS, latents, folder, args, options)
     codes = torch.from_numpy(train.load_latents(latents)[0])
     found = {"steps": args.steps, "threshold": evaluate.LOOPS, "frames": evaluate.LOOP_FRAMES}
     models = [(kind, path) for kind, some in paths.items() for path in some]
@@ -135,34 +183,34 @@ def looping(args, folder):
     for kind, paper in (("with", "6 of 20"), ("without", "19 of 20")):
         rows = found[kind]
         scores = [score for row in rows for score in row["scores"]]
-        print(f"| {KINDS[kind]} | {sum(row['loops'] for row in rows)} of {len(rows)} | "
+        print(f"| {KINDS[kind][0]} | {sum(row['loops'] for row in rows)} of {len(rows)} | "
               f"{sum(row['looping samples'] for row in rows)} of {len(scores)} | {np.mean(scores):.3f} | "
               f"{np.mean([row['moves'] for row in rows]):.2f} | {paper} |")
-    print_distances(found)
+    print_distances(KINDS, found)
 
 
 def ablation(args, folder):
-    """Measures of long windows with train.py's defaults and with no penalty."""
+    """Measures with train.py's defaults, and with one of them left out in each row."""
     latents = args.latents or sentence(folder, args.full)
-    options = () if args.full else ("--window", 6, "--horizon", 40, "--batch", 8)
-    paths = train_models(latents.resolve(), folder, args, options)
-    found = {kind: [last_report(path) for path in paths[kind]] for kind in KINDS}
+    options = [] if args.full else ["--window", 6, "--horizon", 40, "--batch", 8]
+    if args.holdout:
+        options += ["--holdout", args.holdout.resolve()]
+    paths = train_models(LESS, latents.resolve(), folder, args, options)
+    found = {kind: [last_report(path) for path in some] for kind, some in paths.items()}
     write(folder, "ablation.json", found)
-    print_distances(found)
+    print_distances(LESS, found)
 
 
 EXPERIMENTS = {"looping": looping, "ablation": ablation}
 
 
 def main(args):
-    names = [args.experiment] if args.experiment else EXPERIMENTS
-    full = {"looping": (20, 1000), "ablation": (5, None)}
-    defaults = full if args.full else dict.fromkeys(EXPERIMENTS, (1, 10))
-    asked = args.models, args.steps
-    for name in names:
+    settle(args)
+    asked, full = args.steps, {"looping": 1000, "ablation": None}
+    for name in [args.experiment] if args.experiment else EXPERIMENTS:
         folder = Path(args.output).resolve() / name
         folder.mkdir(parents=True, exist_ok=True)
-        args.models, args.steps = (given or default for given, default in zip(asked, defaults[name]))
+        args.steps = asked or (full[name] if args.full else 10)
         EXPERIMENTS[name](args, folder)
 
 
@@ -170,11 +218,14 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("experiment", nargs="?", choices=EXPERIMENTS, help="both when not given")
     parser.add_argument("latents", nargs="?", type=Path, metavar="LATENTS", help="of the ablation")
+    parser.add_argument("--holdout", type=Path, metavar="LATENTS", help="of unseen video, for the ablation")
     parser.add_argument("-o", "--output", default="looping", help="folder for models and results: looping")
     parser.add_argument("--full", action="store_true", help="the recorded result, not the toy")
-    parser.add_argument("--models", type=int, help="of each kind: 20 and 5 (sec. 4); 1")
+    parser.add_argument("--models", type=int, help="of each kind: 20 and 5 (sec. 4) or 3; 1")
     parser.add_argument("--steps", type=int, help="of each model: 1000 (ours) and train.py's; 10")
-    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="models trained at a time")
+    parser.add_argument("--jobs", type=int, help=f"trainings at a time: a core each; {THREADS} on a GPU")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
+    parser.add_argument("--processes", action="store_true", help="also on a GPU a process for each training")
     try:
         main(parser.parse_args())
     except InputError as error:

@@ -15,8 +15,6 @@ import argparse
 import contextlib
 import json
 import math
-import os
-import threading
 from fractions import Fraction
 from functools import partial
 from pathlib import Path
@@ -32,7 +30,7 @@ from baselines import one_style
 from models import InputError, MotionGenerator
 from sample import load_motion, sample
 from studies.gpu import synthetic_codes
-from studies.looping import at_once, last_report, run, write
+from studies.looping import THREADS, at_once, last_report, run_train, settle, write
 
 OURS = MotionGenerator.kind
 KINDS = OURS, "stylegan_v", "one_style", "styleinv", "mocogan_hd", "mocogan", "gp_start"
@@ -61,8 +59,9 @@ def kept(path, compute):
 def prepare(args):
     """All that the trainings share, in one namespace e. Raises InputError."""
     asked = {name: getattr(args, name) or value for name, value in (FULL if args.full else TOY).items()}
-    e = SimpleNamespace(**asked, jobs=args.jobs, folder=Path(args.output).resolve(),
-                        device=models.pick_device(args.device))
+    settle(args)
+    e = SimpleNamespace(**asked, folder=Path(args.output).resolve(),
+                        **{name: getattr(args, name) for name in ("device", "jobs", "threads")})
     if (args.latents is None) != (args.holdout is None) or args.full and args.latents is None:
         raise InputError("one video is needed to learn from and one to judge by: name codes of embed.py as "
                          "LATENTS and --holdout; for the toy neither, and not --full.")
@@ -97,8 +96,8 @@ def prepare(args):
 
     e.fitted = {kind: models.motion_model(kind)(*codes.shape[1:]).fit(e.x, e.clips, e.pca).to(e.device)
                 for kind in evaluate.FREE.values()}
-    # One at a time samples on a GPU, whose memory it is
-    e.lock = threading.Lock() if e.device.type == "cuda" else contextlib.nullcontext()
+    # One at a time samples on a GPU, whose memory it is, and none while a thread captures, in TF32
+    e.lock = train.ALONE if e.device.type == "cuda" else contextlib.nullcontext()
     return e
 
 
@@ -113,9 +112,9 @@ def trained(e, kind, lr, steps, seed):
     def training():
         said = {}
         try:
-            run("train.py", e.paths["training"], "--holdout", e.paths["holdout"], "-o", path, "--resume",
-                "--model", kind, "--lr", lr, "--steps", steps, "--report-every", steps, "--seed", seed,
-                "--threads", 1, "--device", e.device, *e.options)
+            run_train(e, e.paths["training"], "--holdout", e.paths["holdout"], "-o", path, "--resume",
+                      "--model", kind, "--lr", lr, "--steps", steps, "--report-every", steps, "--seed", seed,
+                      *e.options)
         except InputError as error:
             if "diverged" not in str(error):
                 raise
@@ -163,7 +162,9 @@ def measured(e, kind, lr, seed):
     def measuring():
         found = {"seed": seed, "seconds": 1 / report.get("steps_per_second", math.inf),
                  "training": {}, "holdout": {}}
-        for n, some in windows_by_length(e, generator(e, kind, lr, seed), seed).items():
+        with e.lock:                                    # to make a network draws from torch's random numbers
+            G = generator(e, kind, lr, seed)
+        for n, some in windows_by_length(e, G, seed).items():
             for video, real in e.real.items() if n in (e.window, *TABLED) else ():
                 found[video][n] = train.measures(real, some)
             real = e.real["holdout"], some.double()
@@ -364,8 +365,9 @@ if __name__ == "__main__":
     parser.add_argument("--steps", type=int, help="of each training: 2400; 3")
     parser.add_argument("--search", type=int, help="of those that choose the learning rate: 600; 2")
     parser.add_argument("--seeds", type=int, help="of each kind: 3, and 5 of the paper's; 1 and 2")
-    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="trainings at a time")
+    parser.add_argument("--jobs", type=int, help=f"trainings at a time: a core each; {THREADS} on a GPU")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
+    parser.add_argument("--processes", action="store_true", help="also on a GPU a process for each training")
     try:
         main(parser.parse_args())
     except InputError as error:
