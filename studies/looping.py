@@ -162,8 +162,8 @@ def looping(args, folder):
     paths = train_models(KINDS, latents, folder, args, options)
     codes = torch.from_numpy(train.load_latents(latents)[0])
     found = {"steps": args.steps, "threshold": evaluate.LOOPS, "frames": evaluate.LOOP_FRAMES}
-    models = [(kind, path) for kind, some in paths.items() for path in some]
-    for kind, path in tqdm(models, desc="sampling", unit="model"):
+    each = [(kind, path) for kind, some in paths.items() for path in some]
+    for kind, path in tqdm(each, desc="sampling", unit="model"):
         G, motion = load_motion(path)
         usual = evaluate.usual_distance(train.coordinates(codes, motion["pca"]).numpy())
         scores, moves = [], []
