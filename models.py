@@ -163,6 +163,8 @@ MOTION_MODELS = {
     "styleinv": ("baselines.styleinv", "StyleInV"),
     "mocogan_hd": ("baselines.mocogan_hd", "MoCoGANHD"),
     "mocogan": ("baselines.mocogan", "MoCoGAN"),
+    "digan": ("baselines.digan", "DIGAN"),
+    "longvideogan": ("baselines.longvideogan", "LongVideoGAN"),
     "gp_start": ("baselines.gp_start", "GPStart"),
     "noise": ("baselines.gaussian", "FilteredNoise"),
     "var": ("baselines.gaussian", "VAR"),

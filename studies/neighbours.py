@@ -1,7 +1,7 @@
 """The neighbours' motion models on the same codes: the paper's table 1 without image networks.
 
     python -m studies.neighbours                                # two kinds at toy size, under a minute
-    python -m studies.neighbours ten.npy --holdout unseen.npy --full -o neighbours          # 44 trainings
+    python -m studies.neighbours ten.npy --holdout unseen.npy --full -o neighbours          # 56 trainings
 
 Every kind is trained under one critic: three short trainings choose the learning rate, then those follow
 that count. Samples of 25 to 4,000 frames are measured by train.measures() against the training video and one
@@ -33,7 +33,8 @@ from studies.gpu import synthetic_codes
 from studies.looping import THREADS, at_once, last_report, run_train, settle, write
 
 OURS = MotionGenerator.kind
-KINDS = OURS, "stylegan_v", "one_style", "styleinv", "mocogan_hd", "mocogan", "gp_start"
+KINDS = (OURS, "stylegan_v", "one_style", "styleinv", "mocogan_hd", "mocogan", "digan", "longvideogan",
+         "gp_start")
 RATES = 0.0005, 0.001, 0.002        # ours: a factor of two to either side of train.py's
 FULL = {"models": KINDS, "steps": 2400, "search": 600, "seeds": 3}
 TOY = {"models": (OURS, "one_style"), "steps": 3, "search": 2, "seeds": 1}
