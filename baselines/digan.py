@@ -8,19 +8,22 @@ a place (x, y) at time t are, as the code has them (sihyun-yu/digan, 8eeba58, sr
 CoordFuser; configs/digan.yml),
     [sin, cos](W (x, y) + b + m(t)),  W, b affine in w,
     m(t) = M(LeakyReLU(sigma t A [w, z_M])),  A affine, M two layers,
-with w the mapped z_C and sigma = 0.25, by which phases run slower in t than in x and y; t = 1 at the last of
-16 frames (networks.py, Generator; dataset.py, 2709d68). Without the places there remains
+with w the mapped z_C and sigma = 0.25, where W has sqrt(10) (fourier_scale): phases run slower in t than in
+x and y. t = 1 at the last of 16 frames (networks.py, Generator; dataset.py, 2709d68). Without the places
+there remains
     code(t) = [sin, cos](b(w) + m(t)),
-which StyleVideoGAN's T (table 6) translates. As t stands inside the LeakyReLU, every phase of a video soon
-runs at a constant speed of its own: no noise enters after the start, and a trajectory is a point.
+which StyleVideoGAN's T (table 6) translates. t passes through LeakyReLUs and linear layers alone, so m is
+piecewise linear in t: after its last kink every phase runs at a constant speed of its own. No noise enters
+after the start: one (z_C, z_M) is a whole trajectory.
 
 z_C stays, although there is one actor: m(0) is the same for all, so z_C alone makes first frames differ.
-128 phases (configs/digan.yml), here once, there in every resolution; w in two layers (train.py, cfg auto).
-Ours: sigma = 4, with which phases start at a turn in about 1.3 seconds; with 0.25, 21 seconds, samples hardly
-moved after 120 steps (`motion` of train.py's report 768, with 4 it was 49). z_C, z_M and w of 32 numbers
-(code: 512); plain layers that start as equalised ones do, where the code learns the two layers of w at a
-hundredth of the rate. Left out: places, labels, the discriminators of frames and of pairs with their time
-difference, and its draws of t.
+128 phases (configs/digan.yml), here once, there in every resolution; w in two layers (src/train.py, "auto").
+Ours: sigma = 4, with which phases start at a turn in about 1.3 seconds of 25 frames; with 0.25, 21 seconds,
+samples hardly moved after 120 steps (`motion` of our train.py's report 768, with 4 it was 49). z_C, z_M and w
+of 32 numbers (code: 512); plain layers that start as equalised ones do, where the code learns the two layers
+of w at a hundredth of the rate. Left out, as critic, losses and rates are those of all rows: the
+discriminators of frames and of pairs with their time difference, its draws of t, augmentation; and places,
+labels.
 Copied into another project, models.py comes along.
 """
 
@@ -31,7 +34,7 @@ from torch.nn import functional as F
 from models import SLOPE, PixelNorm, Translator, mlp
 
 SIGMA = 4.0     # ours; motion_sigma of configs/digan.yml is 0.25
-CLIP = 15       # frames from t = 0 to t = 1
+CLIP = 15       # frames from the code's t = 0 to its t = 1
 
 
 class DIGAN(Translator):
@@ -46,7 +49,7 @@ class DIGAN(Translator):
         self.content = nn.Sequential(PixelNorm(), *mlp([noise, noise, noise]))
         self.phase, self.speed = nn.Linear(noise, n), nn.Linear(2 * noise, n)               # b, A
         self.bend = nn.Sequential(*mlp([n, n]), nn.Linear(n, n))                            # M
-        for layer in (self.content[1], self.content[3], self.bend[0]):          # keep the mean square
+        for layer in (self.content[1], self.content[3], self.bend[0]):  # mean square kept (code: 4 % more)
             nn.init.kaiming_normal_(layer.weight, SLOPE)
         for layer in (self.phase, self.speed, self.bend[2]):                    # no LeakyReLU follows
             nn.init.kaiming_normal_(layer.weight, nonlinearity="linear")
@@ -54,10 +57,10 @@ class DIGAN(Translator):
             nn.init.zeros_(layer.bias)
 
     def codes(self, h, t):
-        """h (3, B, 32); t (B, K), in frames -> (B, K, 2 n)."""
+        """code(t): h (3, B, 32); t (B, K), in frames -> (B, K, 2 n)."""
         w = self.content(h[0])
         speed = SIGMA / CLIP * self.speed(torch.cat([w, h[1]], 1))              # (B, n)
-        m = self.bend(F.leaky_relu(t[..., None] * speed[:, None], 0.01))        # torch's default slope there
+        m = self.bend(F.leaky_relu(t[..., None] * speed[:, None], 0.01))        # torch's default, theirs
         angle = self.phase(w)[:, None] + m
         return torch.cat([angle.sin(), angle.cos()], 2)
 
@@ -69,7 +72,7 @@ class DIGAN(Translator):
         return self.codes(h, h[2, :, :1])[:, 0]
 
     def roll(self, s, h, at=None):
-        """at (n,): times in (0, K], in frames from where h stands; else 1, 2, ..., K."""
+        """at (N,): times in (0, K], in frames from where h stands; else 1, 2, ..., K."""
         K = s.shape[1]
         at = torch.arange(1, K + 1, device=s.device) if at is None else at
         return self.codes(h, h[2, :, :1] + at), torch.stack([h[0], h[1], h[2] + K])

@@ -7,15 +7,16 @@ network sees all of them, frame by frame (code: NVlabs/long-video-gan, 4151a8b, 
 BlurredNoise and LatentMappingNetwork):
     x_cj(t) = sum_k f_j(k) e_c(t - k),  var x_cj = 1;  code(t) = M(x(t)).
 f_j: a sinc under a Kaiser window, scipy.signal.firwin of fs / 2 taps with cutoff 2 and width 12 at sampling
-rate fs: all of one shape, stretched, that ends at the present frame. M: PixelNorm and two layers. It is a
-stationary process from its first frame on, at any length; what was 1,000 frames ago is forgotten, so it
+rate fs: nearly of one shape, stretched, and ending at the present frame. M: PixelNorm and two layers. It is
+a stationary process from its first frame on, at any length; what was 1,000 frames ago is forgotten, so it
 cannot loop. StyleVideoGAN's T (table 6) translates the code.
 
 Ours: 4 noises and 16 filters of 8 to 1,000 taps (code: 8, 128, 125 to 5,000), as every window of a training
 draws its whole past, and as nothing after the filters adds motion: the autocorrelations of x fall to a half
-after 2 to 229 frames. Plain layers that start as equalised ones do, where the code learns M at a hundredth of
-the rate. Left out: convolutions over time, latents at lower frame rates for the first of them, the second
-network, all critics.
+after 2 to 229 frames. So x and M are 64 wide (code: 1,024). Plain layers that start as equalised ones do,
+where the code learns M at a hundredth of the rate. Left out, as critic, losses and rates are those of all
+rows: its critics, augmentation; and convolutions over time, latents at lower frame rates for the first of
+them, the second network, for high resolution.
 Copied into another project, models.py comes along.
 """
 
@@ -39,7 +40,10 @@ def low_pass(taps):
 
 
 class LongVideoGAN(Translator):
-    """i (B, 4 * 1000), s (B, K, 4): e -> motion codes (B, K, 64). Memory: the last e, (4, B, 1000)."""
+    """i (B, 4 * 1000), s (B, K, 4): e -> motion codes (B, K, 64). Memory: the last e, (4, B, 1000).
+
+    noise, which all motion models are given, is not used: each frame takes `noises` numbers.
+    """
 
     kind = "longvideogan"
 
@@ -55,13 +59,13 @@ class LongVideoGAN(Translator):
         bank = torch.stack([F.pad(f, (longest - len(f), 0)) for f in bank])     # (16, 1000)
         self.register_buffer("bank", bank, persistent=False)
         self.map = nn.Sequential(PixelNorm(), *mlp([n, n, n]))
-        for layer in self.map[1::2]:                                            # keeps the mean square
+        for layer in self.map[1::2]:                        # mean square kept (code: 4 % more)
             nn.init.kaiming_normal_(layer.weight, SLOPE)
             nn.init.zeros_(layer.bias)
 
     @torch.no_grad()
     def filtered(self, e):
-        """e (4, B, 999 + K), oldest first -> x (B, K, 64). Nothing before it learns."""
+        """e (4, B, 999 + K), oldest first -> x (B, K, 64). No gradient: nothing in front of it learns."""
         x = F.conv1d(e.reshape(-1, 1, e.shape[2]), self.bank[:, None])          # (4 B, 16, K)
         return x.unflatten(0, e.shape[:2]).permute(1, 3, 0, 2).flatten(2)
 
