@@ -60,7 +60,7 @@ DIVERGED = 10       # ours: times the distance of two windows, the most that a c
 SAVE_SECONDS = 60   # ours: a kill loses at most a minute
 AGREE = 10          # ours: steps after which several processes ask each other whether to stop or save
 STATE = 3           # version of motion.state.pt
-ALONE = threading.RLock()       # random numbers of torch, and a capture, are for one thread at a time
+ALONE = threading.RLock()       # for one thread at a time: torch's random numbers, capture of a CUDA graph
 # TF32 on CUDA; on a CPU what torch makes of it (AVX-512 without AMX: 2.2 times as fast, within 5e-7)
 MATMUL = "medium"
 LOGGED = "wasserstein", "gp", "generator", "gap", "phi"             # what a step returns
@@ -257,8 +257,8 @@ def graph_of(step, draws, nets, adam):
     """step(draws) as one CUDA graph: its thousand small kernels start without the host. draws: an example.
 
     torch.compile cannot do the second backward pass of the angle penalty; a graph records whatever was done.
-    On the current stream, not the default one: cuBLAS keeps a workspace for each, also for what is recorded,
-    and graphs that run at once must not share one.
+    The current stream must not be the default one, nor another thread's: cuBLAS has one workspace for a
+    stream, which graphs keep, and those that run at once must not share it.
     """
     def changed():
         moments = [v for optimiser in adam.values() for of in optimiser.state.values() for v in of.values()]
@@ -279,7 +279,7 @@ def graph_of(step, draws, nets, adam):
             value.zero_() if before is None else value.copy_(before)
 
     def replay(fresh):
-        begun.synchronize()             # at most two steps ahead of the device, or pinned memory piles up
+        begun.synchronize()             # at most two steps ahead of the device, else pinned memory piles up
         for name, value in fresh.items():
             draws[name].copy_(value, non_blocking=True)
         begun.record()
@@ -727,7 +727,10 @@ def length(args, per_epoch):
 
 
 def main(args, stop=None):
-    """stop: a list, of a caller with threads. What is put there ends a mute training as Ctrl-C would."""
+    """stop: a list, of a caller that trains in threads; what it puts there ends the training as Ctrl-C would.
+
+    A training with such a list prints nothing.
+    """
     # Check what can be checked before the long work
     output = Path(args.output)
     if output.is_dir() or not os.access(output.parent, os.W_OK):
@@ -739,8 +742,9 @@ def main(args, stop=None):
     device = models.pick_device(args.device)
     if device.type == "cuda":
         torch.cuda.set_device(device)                               # streams and graphs are on it
-        torch.cuda.set_stream(torch.cuda.Stream())                  # the default one cannot be captured
-    log = sys.stderr if rank == 0 and stop is None else open(os.devnull, "w")   # one of several speaks
+        if torch.cuda.current_stream() == torch.cuda.default_stream():          # which cannot be captured
+            torch.cuda.set_stream(torch.cuda.Stream())              # kept by a thread for all its trainings
+    log = sys.stderr if rank == 0 and stop is None else open(os.devnull, "w")   # one of several
 
     # Options, and the codes to learn from and to judge by
     state = load_state(state_path) if args.resume and state_path.is_file() else None

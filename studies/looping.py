@@ -42,7 +42,8 @@ LESS = {"ours": ("train.py's loop", (), 5), "no-angle": ("no angle penalty", ("-
         "one-critic": ("one critic step", ("--critic-steps", 1), 3)}
 LOOPING = "--horizon", 0, "--batch", 32     # ours: 32 windows a step, as 20 seconds hold few
 # On one GPU, ours: 16 overlapped well; 24 are all of the ablation, and most of each half of
-# studies/neighbours.py, at once, with 1.1 to 1.9 GB each. torch has 32 streams: of more some would share one
+# studies/neighbours.py, at once, with 1.1 to 1.9 GB each. torch has 32 streams: of more threads two would
+# share one, and their graphs a workspace
 THREADS = 24
 STOP = []                                   # what is put here ends all trainings of this process
 
@@ -57,12 +58,12 @@ def run(*words):
 
 def settle(args):
     """Device, and trainings at a time. Before CUDA starts."""
-    os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "32")      # queues; in one of 8, streams would wait
+    os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "32")      # queues; its 8 would be shared by streams
     args.device = models.pick_device(args.device)
     args.threads = args.device.type == "cuda" and not args.processes
     args.jobs = args.jobs or (THREADS if args.threads else os.cpu_count() or 1)
     if args.threads:
-        sys.setswitchinterval(0.0005)                   # seconds; a thread that replays needs Python for less
+        sys.setswitchinterval(0.0005)                   # seconds; a replay waits no longer for Python
         threadpoolctl.threadpool_limits(1)              # of BLAS, as OMP_NUM_THREADS in run()
 
 
@@ -71,7 +72,7 @@ def run_train(args, *words):
     words = *words, "--threads", 1, "--device", args.device
     if not args.threads:
         return run("train.py", *words)
-    # Takes a stream of its own, and train.ALONE where threads cannot be beside each other. Left: while one
+    # It takes a stream of its own, and train.ALONE for what threads cannot do at once. Not guarded: while one
     # captures, another that measures may find TF32 on, or cuDNN off
     train.main(train.options_parser().parse_args([*map(str, words)]), STOP)
 
@@ -103,7 +104,7 @@ def at_once(function, jobs, count, what):
         try:
             return [future.result() for future in futures]
         except KeyboardInterrupt as stopped:
-            STOP.append(stopped)                # threads end the step at hand and save; processes had it, too
+            STOP.append(stopped)                # threads end their step and save; processes got Ctrl-C, too
             raise
         finally:
             pool.shutdown(cancel_futures=True)                      # no further model is begun
