@@ -43,7 +43,8 @@ EARLY = 50, 100, 200                # frames, and before them the window's: the 
 LATE = 400, 1000, 2000, 4000        # frames: 16 windows each in the last 400 of 128 samples, as in train.py
 TABLED = LATE[0], LATE[-1]
 DIVERGED = 1e9                      # in place of a score
-COLOURS = "#000000 #0072b2 #d55e00 #009e73 #cc79a7 #e69f00 #56b4e9 #999999 #7a5230 #8a2be2 #66aa00".split()
+COLOURS = ("#000000 #0072b2 #d55e00 #009e73 #cc79a7 #e69f00 #56b4e9 #999999 #7a5230 #8a2be2 #66aa00 "
+           "#d00040 #004d40").split()
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -208,16 +209,15 @@ def inversion(e, G):
 # ------------------------------------------------------------------------------------------------------------
 
 def nearest(table, rows):
-    """By each measure the best of the rows, then those level with it: within the sum of both deviations."""
+    """By each measure the row whose trainings are nearest in the mean, then those level with it: whose
+    nearest training is no farther than its farthest."""
     said = []
     for name in train.MEASURES:
-        values = {row: table[row][name] for row in rows if name in table[row]}
-        far = {row: np.mean(v) for row, v in values.items()}
+        far = {row: np.asarray(table[row][name]) for row in rows if name in table[row]}
         if name in evaluate.RATIOS:
-            far = {row: abs(value - 1) for row, value in far.items()}
-        spread = {row: np.std(v, ddof=1) if len(v) > 1 else 0.0 for row, v in values.items()}
-        order = sorted(far, key=far.get)
-        level = [row for row in order if far[row] - far[order[0]] <= spread[row] + spread[order[0]]]
+            far = {row: abs(values - 1) for row, values in far.items()}
+        order = sorted(far, key=lambda row: far[row].mean())
+        level = [row for row in order if row == order[0] or far[row].min() <= far[order[0]].max()]
         said += [f"{name}: {', '.join(level)}"] * bool(level)
     return "; ".join(said) + "."
 
@@ -232,8 +232,9 @@ def print_table(title, table):
 
 def draw(path, panels, columns=2):
     """Panels (title, {name: (x, y)}, ticks of x, of y) as an SVG; ticks {label: place} bound the axes. Curves
-    whose name ends in "fps" are drawn as points."""
-    width, height, left, top, w, h, said = 430, 230, 40, 24, 260, 176, []
+    whose name ends in "fps" are drawn as points. Names stand in the order in which the curves end."""
+    height, left, top, w, h, said = 230, 40, 24, 260, 176, []
+    width = left + w + 20 + 6 * max(len(name) for _, curves, *_ in panels for name in curves)
 
     def place(values, ticks, length):
         low, high = min(ticks.values()), max(ticks.values())
@@ -246,13 +247,14 @@ def draw(path, panels, columns=2):
                  for label, x in zip(across, place(across.values(), across, w))]
         said += [f'<text x="-4" y="{h - y + 4:.1f}" text-anchor="end">{label}</text>'
                  for label, y in zip(up, place(up.values(), up, h))]
+        ranks = sorted(curves, key=lambda name: -curves[name][1][-1])
         for n, (name, (x, y)) in enumerate(curves.items()):
             colour, xy = COLOURS[n % len(COLOURS)], list(zip(place(x, across, w), h - place(y, up, h)))
             line = " ".join(f"{a:.1f},{b:.1f}" for a, b in xy)
             points = [f'<circle cx="{a:.1f}" cy="{b:.1f}" r="1.5" fill="{colour}"/>' for a, b in xy]
             said += points if name.endswith("fps") else [
                 f'<polyline points="{line}" fill="none" stroke="{colour}"/>']
-            said.append(f'<text x="{w + 6}" y="{10 + 14 * n}" fill="{colour}">{name}</text>')
+            said.append(f'<text x="{w + 6}" y="{10 + 14 * ranks.index(name)}" fill="{colour}">{name}</text>')
         said.append("</g>")
     size = f'width="{columns * width}" height="{math.ceil(len(panels) / columns) * height}"'
     head = f'<svg xmlns="http://www.w3.org/2000/svg" {size} font-family="sans-serif" font-size="11">'
@@ -261,7 +263,7 @@ def draw(path, panels, columns=2):
 
 
 def draw_distance(e, rows):
-    """Distance over length on two logarithmic axes; what is below 1 is drawn at 1."""
+    """Distance over length on two logarithmic axes; what is below 1 or above 1,000 is drawn there."""
     lengths, panels = (e.window, *EARLY, *LATE), []
     for name in ("mmd", "motion"):
         curves = {}
@@ -271,7 +273,7 @@ def draw_distance(e, rows):
             curves[row] = np.log10(there), np.log10(np.maximum(y, 1))
         panels.append((f"{name}, x 1000, against the video held out, over frames", curves,
                        {n: math.log10(n) for n in (e.window, 100, 400, 1000, 4000)},
-                       {10 ** n: n for n in range(5)}))
+                       {10 ** n: n for n in range(4)}))
     draw(e.folder / "distance.svg", panels)
 
 
@@ -289,7 +291,7 @@ def draw_motion(e, generators):
     across = {"0": 0, f"{frames / e.fps:g} s": frames / e.fps}
     shown = {"training video": e.x[:frames], **{kind: sampled(G, frames) for kind, G in generators.items()}}
     draw(e.folder / "trajectories.svg",
-         [(kind, curves(x, e.fps), across, up) for kind, x in shown.items()])
+         [(kind, curves(x, e.fps), across, up) for kind, x in shown.items()], columns=3)
     fine = {kind: curves(sampled(G, 120, Fraction(e.fps) / 60), 60) |
             curves(sampled(G, round(2 * e.fps)), e.fps, f" at {e.fps:g} fps")
             for kind, G in generators.items() if getattr(G, "continuous", False)}
