@@ -89,11 +89,11 @@ METHOD = {
     # 0.005 (suppl. 2.1), with nothing of ours, learned nothing in 2,300 steps on ten minutes
     "lr": (0.001, number(float, 0), "learning rate of Adam"),
     "betas": ([0.5, 0.99], number(float, 0, 1), "of Adam (open; ours: DCGAN's first)"),
-    # With a constant rate the distances of one training go up and down by as much as two trainings differ
+    # At 1,200 steps level with a constant rate, or farther (docs/experiments.md); at 4,000 not compared
     "decay": (0.5, number(float, 0, 1), "last share of steps, in which --lr falls to 0 (ours)"),
-    # With one, MMD of windows stays three times as large on ten minutes
+    # With one, MMD of windows is three to eight times as large after 1,200 steps on ten minutes
     "critic_steps": (3, number(int, 1), "per generator step (open; ours)"),
-    # In the paper all windows begin with i (0), and samples of 400 frames go on from there untrained
+    # In the paper all windows begin with i (0): nearer there, but samples of 400 frames leave their place
     "horizon": (400, number(int, 0), "mean length in frames of sampled trajectories (ours)"),
     "seed": (0, int, "of all random numbers"),
 }

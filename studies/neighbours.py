@@ -128,8 +128,8 @@ def trained(e, kind, lr, steps, seed):
 
 
 def score(report):
-    """What a learning rate is chosen by: mmd + motion of late windows against the video held out, as samples
-    are long, copying is no merit, and the two, in one unit, see where the face is and how it moves."""
+    """What a learning rate is chosen by: mmd + motion in samples of 400 frames against the video held out, as
+    copying is no merit, and the two, in one unit, see where the face is and how it moves."""
     return DIVERGED if "diverged" in report else report["holdout_long_mmd"] + report["holdout_long_motion"]
 
 
@@ -325,7 +325,7 @@ def main(args):
             **{f"score at {lr}": told.get(value, f"{value:.1f}") for lr, value in of.items()},
             "chosen": rates.get(kind, "-"), "trainings": f"{len(some)} of {seeds.get(kind, 0)}"}
     print_table(f"Parameters without T; seconds with {e.jobs} trainings at a time; scores of learning rates: "
-                f"mmd + motion of late windows against the video held out after {e.search} steps; trainings "
+                f"mmd + motion in 400 frames against the video held out after {e.search} steps; trainings "
                 f"that did not diverge", lines)
 
     # The table, once for each video and length
@@ -333,7 +333,7 @@ def main(args):
     tables, said = {}, {}
     for video in e.real:
         for n in (e.window, *TABLED):
-            what = "from frame 0 on" if n == e.window else f"late in {n:,} frames"
+            what = "from frame 0 on" if n == e.window else f"{'late ' * (n > LATE[0])}in {n:,} frames"
             table = tables[f"{video} video, windows {what}"] = {}
             for row, one in ((row, one) for row, some in rows.items() for one in some):
                 evaluate.keep(table, row, one[video][str(n)])
