@@ -45,6 +45,7 @@ import numpy as np
 import PIL.Image
 import pytest
 import torch
+from scipy import special, stats
 from torch import nn
 
 import embed
@@ -55,7 +56,7 @@ import train
 import transfer
 from baselines import one_style
 from models import InputError
-from pretrain import faces, image_model
+from pretrain import faces, heads, image_model
 from studies import crop as crop_study
 from studies import sidebyside, speed, truth
 from studies.goldens import fill, golden_error, pseudo, sine_images
@@ -917,6 +918,122 @@ def test_faces_command_line(tmp_path):
     assert cv2.imread(str(tmp_path / "s.png")).shape == (960, 1280, 3)
     assert decoded(tmp_path / "c.mp4").shape == (10, 64, 64, 3)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["c.mp4", "s.png"]
+
+
+# ------------------------------------------------------------------------------------------------------------
+# pretrain/heads.py
+# ------------------------------------------------------------------------------------------------------------
+
+def test_params_of_heads_are_distributed_as_rendered_ones_and_quantiles_go_back():
+    rendered = np.stack([heads.sample_frame(i, 0) for i in range(2000)])
+    u = np.random.RandomState(0).standard_normal((3000, heads.Z))
+    z, share = heads.params(u), special.ndtr(u)
+    assert z.dtype == rendered.dtype == np.float32 and len(set(heads.NAMES)) == heads.Z == z.shape[1]
+    for name, a, b in zip(heads.NAMES, rendered.T, z.T, strict=True):
+        assert stats.ks_2samp(a, b).statistic < 0.06, name                      # 0.047: 1 % of equal ones
+    least, most = np.moveaxis(heads.quantiles(z), 1, 0)
+    inside = share.clip(0.002, 0.998)
+    assert (least - 1e-4 <= inside).all() and (inside <= most + 1e-4).all()
+    again = heads.params(special.ndtri((least + most) / 2))
+    assert np.allclose(again, heads.params(special.ndtri(inside)), atol=2e-3)
+    closed = z[:, heads.JAW] == 0                                               # 0.35 of 1.35
+    assert abs(closed.mean() - 0.259) < 0.03
+    assert np.allclose((most - least)[closed, heads.JAW], 0.257, atol=0.01)
+
+
+def test_rendered_shards_keep_their_z():
+    """Golden values: pictures that were rendered once belong to (SEED, i, j) for good."""
+    z = heads.sample_frame(7, 1)
+    golden = [0.516892, 0.556138, 0.716422, 0.276758, 0.328834, 0.785366, 0.552261, 0.004068]
+    assert np.allclose(z[[0, 24, 25, 31, 32, 37, 38, 42]], golden, atol=1e-6)
+    same = z == heads.sample_frame(7, 0)
+    assert same[:heads.PERSON].all() and not same[heads.PERSON:heads.FACE].any()
+
+
+def test_people_at_rest_have_open_eyes_and_stay_the_same():
+    u = heads.people(200, seed=3)
+    z = heads.params(u)
+    assert np.array_equal(u[:5], heads.people(5, seed=3)) and not np.allclose(u[:5], heads.people(5, seed=4))
+    assert z[:, -1].max() < 0.1 and (z[:, heads.JAW] < 0.2).mean() > 0.95
+    assert abs(z[:, heads.MOTION:heads.FACE]).max() < 0.7
+
+
+def test_motion_of_heads_has_arkits_names():
+    z = np.zeros(heads.Z)
+    for name, value in {"yaw": 0.5, "gaze_x": 1, "jawOpen": 0.5, "mouthSmile": 1, "eyeBlink": 1}.items():
+        z[heads.NAMES.index(name)] = value
+    angles, units = heads.motion(z)
+    assert angles == {"yaw": 12, "pitch": 0, "roll": 0, "gaze_x": 18, "gaze_y": 0}
+    assert units["eyeBlinkLeft"] == units["eyeBlinkRight"] == 1 and units["jawOpen"] == 0.3
+    # To the viewer's right is outwards for the person's left eye
+    assert units["eyeLookOutLeft"] == units["eyeLookInRight"] == 0.6 and units["eyeLookInLeft"] == 0
+    with np.load(heads.HEAD) as file:
+        assert set(units) <= set(file["names"].tolist())
+
+
+def test_heads_talk():
+    said, place = heads.talk(1500, seed=3)
+    column = dict(zip(heads.NAMES[heads.MOTION:], said.T.astype(float), strict=True))
+    assert said.shape == (1500, 11) and abs(said).max() <= 1
+    assert all(column[name].min() >= 0 for name in (*heads.UNITS, "eyeBlink"))
+    assert all(np.array_equal(a, b) for a, b in zip((said, place), heads.talk(1500, seed=3)))
+    assert np.array_equal(said[:500], heads.talk(500, seed=3)[0])               # a longer clip only goes on
+    assert not np.allclose(said, heads.talk(1500, seed=4)[0])
+
+    # Nods and turns ease; the body hardly moves
+    for name in ("yaw", "pitch", "roll", "browInnerUp"):
+        assert abs(np.diff(column[name], 2)).max() < 0.3, name
+    assert abs(np.diff(place, axis=0)).max() < 0.01 and 0.02 < abs(place).max() <= 0.06
+
+    def runs(mask):
+        return np.diff(np.flatnonzero(np.diff(np.r_[0, mask.astype(int), 0])))[::2]
+
+    blinks, pauses = runs(column["eyeBlink"] > 0.5), runs(column["jawOpen"] < 0.03)
+    assert 12 <= len(blinks) <= 30 and set(blinks) <= {3, 4}                    # in a minute; frames of each
+    assert (pauses >= 8).sum() >= 10                                            # between phrases
+    assert (pauses < 8).sum() >= 20                                             # closed lips within them
+    assert all((column[name] > 0.5).mean() > 0.03 for name in ("jawOpen", "mouthPucker", "mouthStretch"))
+
+    # Where the head's turn leaves room the gaze is at the camera, more often than not
+    off = 24 * column["yaw"] + 18 * column["gaze_x"]
+    assert 0.6 < (abs(off) < 1).mean() < 0.95
+
+
+def test_heads_say_it_again_never_quite_the_same():
+    said, _ = heads.talk(302, seed=3, times=3)
+    a, b, c = said[:100], said[100:200], said[200:300]
+    assert len(said) == 302 and np.allclose([a[0], b[0]], c[0], atol=1e-5)      # each begins as the first did
+    assert 0.001 < abs(a - b)[:, :3].max() < 0.3 and np.corrcoef(a[:, 0], b[:, 0])[0, 1] > 0.9
+    jaw = [heads.talk(n, seed=5, fps=fps)[0][:, 5] for n, fps in ((100, 25), (200, 50))]
+    assert np.allclose(jaw[0], jaw[1][::2], atol=1e-5)                          # the same syllables
+
+
+def test_heads_without_mitsuba_say_so(monkeypatch):
+    monkeypatch.setattr(heads, "mi", None)
+    assert_raises("pip install -r pretrain/requirements.txt", heads.Studio)
+
+
+def test_heads_command_line(tmp_path, monkeypatch):
+    pytest.importorskip("mitsuba")
+    monkeypatch.setenv("HEADS_VARIANT", "scalar_rgb")                           # needs no LLVM
+    few = "--size", 32, "--samples", 1
+    assert_done(run("pretrain.heads", "--sheet", tmp_path / "s.png", "--identities", 2, *few))
+    assert cv2.imread(str(tmp_path / "s.png")).shape == (32, 8 * 32, 3)
+    shard = tmp_path / "shards" / "heads-00000007.npz"
+    words = "--render", shard.parent, "--first", 7, "--identities", 1, *few
+    assert_done(run("pretrain.heads", *words))
+    with np.load(shard) as file:
+        assert np.array_equal(file["z"], [heads.sample_frame(7, 0), heads.sample_frame(7, 1)])
+        picture = cv2.imdecode(file["jpeg"][:file["lengths"][0]], 1)
+        (left, top, right, bottom), _, mouth = file["boxes"][0]
+    assert picture.shape == (32, 32, 3) and picture.std() > 20
+    assert 0 < left < right < 1 and 0 < top < bottom < mouth[1] < 1
+    written = shard.stat().st_mtime_ns
+    assert_done(run("pretrain.heads", *words))
+    assert shard.stat().st_mtime_ns == written and len(list(shard.parent.iterdir())) == 1
+    words = "--clip", tmp_path / "c.mp4", "--seconds", 0.12, "--size", 64, "--samples", 1
+    assert_done(run("pretrain.heads", *words))
+    assert decoded(tmp_path / "c.mp4").shape == (3, 64, 64, 3)
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -3152,6 +3269,9 @@ def unusable(toy, tmp_path_factory):
     ("embed.py v.mp4 --face 0", "--face 0"), ("embed.py v.mp4 --device abacus", "abacus"),
     ("embed.py v.mp4 --model v.mp4", "v.mp4 cannot be"),
     ("pretrain/faces.py --clip x.mp4 --seconds nan", "--seconds nan is out of range; give 0.1 to"),
+    ("pretrain/heads.py --clip x.mp4 --seconds nan", "--seconds nan is out of range; give 0.1 to"),
+    ("pretrain/heads.py --sheet no/x.png", "no/x.png cannot be written; name a .png in a folder that exists"),
+    ("pretrain/heads.py --cut no", "no has no folder mpfb2"),
     ("pretrain/image_model.py no.mp4 --size 32", "no.mp4"),
     ("train.py absent.npy", "absent.npy .*python embed.py VIDEO"), ("train.py grey.npy", "holds uint8"),
     ("train.py v.mp4", "v.mp4 .*neither of NumPy nor of PyTorch.*embed.py VIDEO"),

@@ -133,8 +133,9 @@ def quantiles(z, least=0.002):
     params(u) = z. The two differ where a unit is at rest or an eye shut: any u between is as right."""
     z = np.asarray(z, np.float64)
     first = (z + 1) / 2
-    first[:, MOTION:FACE] = ndtr(z[:, MOTION:FACE] / TURNED)
-    last = first.copy()
+    last, angles = first.copy(), z[:, MOTION:FACE]
+    first[:, MOTION:FACE] = np.where(angles > -1, ndtr(angles / TURNED), 0)
+    last[:, MOTION:FACE] = np.where(angles < 1, ndtr(angles / TURNED), 1)
     for k, low in enumerate(UNITS.values(), FACE):
         unit = z[:, k] ** (1 / SPOKEN) if k == JAW else z[:, k]
         share = (unit - low) / (1 - low)
@@ -215,7 +216,7 @@ def speech(rng, t):
     times t (T,) -> (T, 3); the times of stressed vowels, of the phrases' ends."""
     shut = np.zeros(3)
     now, keys, stressed, ends = 0.3, [(0, *shut)], [], []
-    while now <= t[-1]:
+    while not ends or now <= t[-1]:
         left = rng.integers(6, 16)
         while left:
             left -= 1
@@ -886,7 +887,7 @@ class Studio:
             "sensor": {"type": "perspective", "fov": float(np.degrees(2 * np.arctan(width / 2 / AWAY))),
                        "to_world": mi.ScalarTransform4f().look_at(list(camera), list(middle), [0, 1, 0]),
                        "film": {"type": "hdrfilm", "width": size, "height": size, "pixel_format": "rgba",
-                                "rfilter": {"type": "gaussian", "stddev": 0.5}},
+                                "rfilter": {"type": "gaussian", "stddev": 0.5} if place is None else {"type": "box"}},
                        "sampler": {"type": SAMPLER, "sample_count": samples}},
             "light": {"type": "envmap", "bitmap": mi.Bitmap(studio_light(v))}})
         corners = {shapes[name].vertex_count(): name for name in BLURS}
