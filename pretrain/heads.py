@@ -19,7 +19,6 @@ long. What needs no picture (z, its distribution, talking) needs no Mitsuba.
 """
 
 import argparse
-import gzip
 import itertools
 import json
 import os
@@ -306,23 +305,15 @@ def sides(weights):
 
 def macros(male, old, races):
     """Weights of the targets that MakeHuman mixes people from; male, old in [0, 1], races (3,) with sum 1."""
-    weights = {}
-    for sex, share in (("female", 1 - male), ("male", male)):
-        for age, part in (("young", 1 - old), ("old", old)):
-            if share * part:
-                weights[f"universal-{sex}-{age}-averagemuscle-averageweight"] = share * part
-                weights.update({f"{race}-{sex}-{age}": share * part * of for race, of in zip(RACES, races)})
-    return weights
+    sexes, ages = (("female", 1 - male), ("male", male)), (("young", 1 - old), ("old", old))
+    mixed = itertools.product(sexes, ages, zip(RACES, races))
+    return {f"{race}-{sex}-{age}": share * part * of for (sex, share), (age, part), (race, of) in mixed}
 
 
 def read_target(path, n):
-    """A shape target of MakeHuman, lines of vertex number and offset -> (n, 3)."""
-    offsets = np.zeros((n, 3), np.float32)
-    with (gzip.open(path, "rt") if path.suffix == ".gz" else open(path)) as file:
-        for line in file:
-            if line.strip() and line[0] != "#":
-                k, *offset = line.split()
-                offsets[int(k)] = offset
+    """A shape target of MakeHuman, lines of vertex number and offset, perhaps in gzip -> (n, 3)."""
+    rows, offsets = np.loadtxt(path, np.float32, ndmin=2), np.zeros((n, 3), np.float32)
+    offsets[rows[:, 0].astype(int)] = rows[:, 1:]
     return offsets
 
 
@@ -375,19 +366,18 @@ def cut(data):
         indices[f"rim_{side}_{row}"] = near[np.diff(V[near, 0], prepend=-9) > 0.006]
 
     # Targets
-    wanted = {name for male in (0, 1) for old in (0, 1) for name in macros(male, old, (1, 1, 1))}
-    wanted |= set(sides({end: 1 for stems in SHAPE.values() for stem in stems for end in ends(stem)}))
-    wanted |= set(sides({**ALWAYS, **WOMEN, **MEN, "head-age-incr": 1})) | set(motion(np.zeros(Z))[1])
+    shapes = {end: 1 for stems in SHAPE.values() for stem in stems for end in ends(stem)}
+    shapes = sides({**shapes, **ALWAYS, **WOMEN, **MEN, "head-age-incr": 1})
+    wanted = sorted({*shapes, *macros(0, 0, (1, 1, 1)), *motion(np.zeros(Z))[1]})
     files = {p.name.split(".target")[0]: p for p in sorted(data.parent.glob("*/targets/**/*.target*"))}
 
     # Only the vertices that these use
     indices["faces"], new = faces, np.zeros(len(V), np.int32)
     used = np.unique(np.concatenate([a.ravel() for a in indices.values()]))
     new[used] = np.arange(len(used))
-    targets = np.stack([read_target(files[name], len(V))[used] for name in sorted(wanted)])
-    np.savez_compressed(HEAD, vertices=V[used], part=part, names=np.array(sorted(wanted)),
-                        targets=targets.astype(np.float16), **{k: new[a] for k, a in indices.items()},
-                        **{k: a[used] for k, a in masks.items()})
+    targets = np.stack([read_target(files[name], len(V))[used] for name in wanted]).astype(np.float16)
+    np.savez_compressed(HEAD, vertices=V[used], part=part, names=np.array(wanted), targets=targets,
+                        **{k: new[a] for k, a in indices.items()}, **{k: a[used] for k, a in masks.items()})
 
 
 def smooth(x, low, high):
@@ -760,14 +750,14 @@ class Studio:
         a, mesh = self.a, self.mesh
 
         # Geometry
-        single = {**ALWAYS, "head-age-incr": 0.3 * a["old"]}
-        for share, targets in zip((1 - a["male"], a["male"]), (WOMEN, MEN)):
-            single.update({name: single.get(name, 0) + share * weight for name, weight in targets.items()})
+        weights = {**ALWAYS, "head-age-incr": 0.3 * a["old"]}
+        for share, targets in ((1 - a["male"], WOMEN), (a["male"], MEN)):
+            weights.update({name: weights.get(name, 0) + share * weight for name, weight in targets.items()})
         for name, stems in SHAPE.items():
             for stem, most in stems.items():
                 end = ends(stem)[a["v"][name] > 0]
-                single[end] = single.get(end, 0) + most * abs(a["v"][name])
-        weights = {**macros(a["male"], a["old"], a["races"]), **sides(single)}
+                weights[end] = weights.get(end, 0) + most * abs(a["v"][name])
+        weights = {**macros(a["male"], a["old"], a["races"]), **sides(weights)}
         self.V = mesh.vertices + mesh.blend(weights)
         self.V += sum(mesh.joint(mesh.vertices, e) - mesh.joint(self.V, e) for e in ("l-eye", "r-eye")) / 2
         helper = np.unique(mesh.of["helper-upper-teeth"])
