@@ -19,6 +19,7 @@ none and takes 5 times as long. What needs no picture (z, its distribution, talk
 """
 
 import argparse
+import gzip
 import itertools
 import json
 import os
@@ -305,15 +306,22 @@ def sides(weights):
 
 def macros(male, old, races):
     """Weights of the targets that MakeHuman mixes people from; male, old in [0, 1], races (3,) with sum 1."""
-    sexes, ages = (("female", 1 - male), ("male", male)), (("young", 1 - old), ("old", old))
-    mixed = itertools.product(sexes, ages, zip(RACES, races))
-    return {f"{race}-{sex}-{age}": share * part * of for (sex, share), (age, part), (race, of) in mixed}
+    weights = {}
+    for (sex, share), (age, part) in itertools.product((("female", 1 - male), ("male", male)),
+                                                       (("young", 1 - old), ("old", old))):
+        weights[f"universal-{sex}-{age}-averagemuscle-averageweight"] = share * part
+        weights.update({f"{race}-{sex}-{age}": share * part * of for race, of in zip(RACES, races)})
+    return weights
 
 
 def read_target(path, n):
-    """A shape target of MakeHuman, lines of vertex number and offset, perhaps in gzip -> (n, 3)."""
-    rows, offsets = np.loadtxt(path, np.float32, ndmin=2), np.zeros((n, 3), np.float32)
-    offsets[rows[:, 0].astype(int)] = rows[:, 1:]
+    """A shape target of MakeHuman, lines of vertex number and offset -> (n, 3)."""
+    offsets = np.zeros((n, 3), np.float32)
+    with (gzip.open(path, "rt") if path.suffix == ".gz" else open(path)) as file:
+        for line in file:
+            if line.strip() and line[0] != "#":
+                k, *offset = line.split()
+                offsets[int(k)] = offset
     return offsets
 
 
@@ -978,7 +986,7 @@ def check(args):
 
 def main(args):
     args.size = args.size or (512 if args.clip else SIZE)
-    args.samples = args.samples or (4 if args.clip else SAMPLES)
+    args.samples = args.samples or (4 if args.size >= 512 else SAMPLES)
     check(args)
     if args.cut:
         cut(args.cut)
@@ -1016,7 +1024,7 @@ if __name__ == "__main__":
     parser.add_argument("--times", type=int, default=1, help="how often it is said within these seconds")
     parser.add_argument("--crf", type=float, default=20, help="x264's quality")
     parser.add_argument("--size", type=int, help="side in pixels: 128, of videos 512")
-    parser.add_argument("--samples", type=int, choices=(1, 4, 16, 64, 256), help="a pixel: 16, of videos 4")
+    parser.add_argument("--samples", type=int, choices=(1, 4, 16, 64, 256), help="a pixel: 16, from 512 px on 4")
     try:
         main(parser.parse_args())
     except InputError as error:
