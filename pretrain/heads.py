@@ -53,10 +53,7 @@ SEED = 20                                           # (SEED, i, j) decides pictu
 FPS = 25
 
 
-# ------------------------------------------------------------------------------------------------------------
-# z
-# ------------------------------------------------------------------------------------------------------------
-
+# z ----------------------------------------------------------------------------------------------------------
 # Each shape: the targets that make it, their weight at +1; at -1, of their opposites, see ends(). Narrow:
 # sums of many targets give heavy brows and jaws
 SHAPE = {
@@ -137,9 +134,9 @@ def quantiles(z, least=0.002):
     first[:, MOTION:FACE] = np.where(angles > -1, ndtr(angles / TURNED), 0)
     last[:, MOTION:FACE] = np.where(angles < 1, ndtr(angles / TURNED), 1)
     for k, low in enumerate(UNITS.values(), FACE):
-        unit = z[:, k] ** (1 / SPOKEN) if k == JAW else z[:, k]
-        share = (unit - low) / (1 - low)
-        first[:, k], last[:, k] = np.where(unit > 1e-6, [share, share], [[0], [-low / (1 - low)]])
+        weight = z[:, k] ** (1 / SPOKEN) if k == JAW else z[:, k]
+        share = (weight - low) / (1 - low)
+        first[:, k], last[:, k] = np.where(weight > 1e-6, [share, share], [[0], [-low / (1 - low)]])
     lid = z[:, -1]
     first[:, -1] = np.where(lid < 0.2, 10 * (1 - BLINKS) * lid, 1 - BLINKS + BLINKS * (lid - 0.3) / 1.3)
     last[:, -1] = np.where(lid > 0.9999, 1, first[:, -1])
@@ -147,8 +144,8 @@ def quantiles(z, least=0.002):
 
 
 def people(n, seed=7):
-    """u (n, Z) of random actors: each as far from the mean as u are on average, and nearly at rest: eyes and
-    lips mostly closed or open as they should, a faint smile."""
+    """u (n, Z) of random actors: all as far from the mean as u are on average, then nearly at rest: eyes open,
+    lips closed or nearly, a faint smile."""
     u = np.random.default_rng(seed).standard_normal((n, Z))
     u /= np.sqrt(np.square(u).mean(1, keepdims=True))
     u[:, MOTION:] *= 0.35
@@ -171,10 +168,7 @@ def motion(z):
     return angles, units
 
 
-# ------------------------------------------------------------------------------------------------------------
-# Talking: z's motion over time. All times in seconds
-# ------------------------------------------------------------------------------------------------------------
-
+# Talking: z's motion over time. All times in seconds --------------------------------------------------------
 # jawOpen, mouthPucker, mouthStretch of a, e, i, o, u; of b (closed lips), d, sh
 VOWELS = np.array([(0.9, 0.0, 0.2), (0.6, 0.0, 0.7), (0.3, 0.0, 1.0), (0.65, 0.6, 0.0), (0.25, 1.0, 0.0)])
 CONSONANTS = (0.0, 0.0, 0.0), (0.06, 0.0, 0.2), (0.1, 0.4, 0.0)
@@ -316,12 +310,10 @@ def macros(male, old, races):
 
 def read_target(path, n):
     """A shape target of MakeHuman, lines of vertex number and offset -> (n, 3)."""
-    offsets = np.zeros((n, 3), np.float32)
-    with (gzip.open(path, "rt") if path.suffix == ".gz" else open(path)) as file:
-        for line in file:
-            if line.strip() and line[0] != "#":
-                k, *offset = line.split()
-                offsets[int(k)] = offset
+    opened, offsets = gzip.open if path.suffix == ".gz" else open, np.zeros((n, 3), np.float32)
+    with opened(path, "rt") as file:
+        for k, *offset in map(str.split, file):
+            offsets[int(k)] = offset
     return offsets
 
 
@@ -929,10 +921,7 @@ class Studio:
         return (np.clip(colour, 0, 1) ** (1 / 2.2) * 255 + 0.5).astype(np.uint8)
 
 
-# ------------------------------------------------------------------------------------------------------------
-# Commands
-# ------------------------------------------------------------------------------------------------------------
-
+# Commands ---------------------------------------------------------------------------------------------------
 def actor(seed):
     """z (Z,) of somebody pleasant at rest, for clips."""
     z = params(people(1, seed)[0])
