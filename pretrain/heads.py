@@ -144,8 +144,8 @@ def quantiles(z, least=0.002):
 
 
 def people(n, seed=7):
-    """u (n, Z) of random actors: all as far from the mean as u are on average, then nearly at rest: open eyes,
-    lips closed or nearly, a faint smile."""
+    """u (n, Z) of random actors: all as far from the mean as u are on average, then nearly at rest: eyes open
+    and lips closed or nearly, a faint smile."""
     u = np.random.default_rng(seed).standard_normal((n, Z))
     u /= np.sqrt(np.square(u).mean(1, keepdims=True))
     u[:, MOTION:] *= 0.35
