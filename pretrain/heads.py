@@ -81,7 +81,6 @@ UNITS = {"jawOpen": -0.35, "mouthSmile": -0.3, "mouthPucker": -1.0, "mouthStretc
 NAMES = (*SHAPE, *LOOK, *HAIR, *STUDIO, *ANGLES, *UNITS, "eyeBlink")
 Z, PERSON = len(NAMES), len(SHAPE) + len(LOOK) + len(HAIR)
 MOTION, FACE = PERSON + len(STUDIO), PERSON + len(STUDIO) + len(ANGLES)        # where these begin in z
-BLINKS = 0.15                                       # share of the pictures
 # What a unit of z moves, by its share of the weight; names without a side are those of both sides
 ALONG = {"jawOpen": {"jawOpen": 0.6, "mouthUpperUp": 0.12, "mouthLowerDown": 0.15},
          "mouthSmile": {"mouthSmile": 0.85, "cheekSquint": 0.2}, "mouthStretch": {"mouthStretch": 0.45},
@@ -106,8 +105,8 @@ def params(u):
     z[..., MOTION:FACE] = np.clip(0.42 * np.asarray(u)[..., MOTION:FACE], -1, 1)
     z[..., FACE:-1] = np.maximum(low + (1 - low) * t[..., FACE:-1], 0)
     z[..., FACE] **= 1.3                            # jawOpen: mostly half open, as in speech
-    lid, start = t[..., -1], 1 - BLINKS
-    z[..., -1] = np.where(lid < start, 0.1 * lid / start, np.minimum(0.3 + 1.3 * (lid - start) / BLINKS, 1))
+    lid = t[..., -1]                                # a blink in 15 % of the pictures
+    z[..., -1] = np.where(lid < 0.85, 0.1 * lid / 0.85, np.minimum(0.3 + 1.3 * (lid - 0.85) / 0.15, 1))
     return z.astype(np.float32)
 
 
@@ -197,7 +196,7 @@ def talk(n, seed, times=1):
     stressed vowels; turns of the head that ease; a gaze that holds the camera, jumps away and comes back;
     blinks every 2 to 5 s, at ends of phrases where they can. times: how often it is said, see repeat().
     """
-    t = np.arange(n // times) / FPS
+    t = np.arange(max(n // times, 1)) / FPS
     voices = (np.random.default_rng([seed, k]) for k in itertools.count())      # longer clips begin alike
     mouth, stressed, ends = speech(next(voices), t)
     head = drift(next(voices), t, (0.1, 0.9), (0.4, 1.0), (0.36, 0.2, 0.3))
@@ -279,7 +278,6 @@ def cut(data):
     groups, (x, y) = np.array(groups), uv[face_uv].mean(1).T
     groups[(groups == "body") & (x > 0.75) & (y < 0.15)] = "mouth"
     kept = np.isin(groups, PARTS) & (V[faces][..., 1].min(1) > LOW)
-    part = np.array([PARTS.index(group) for group in groups[kept]], np.int8)
     used, faces = np.unique(faces[kept], return_inverse=True)
 
     # Both ways of each target
@@ -291,8 +289,8 @@ def cut(data):
     for target, path in zip(targets, map(files.get, names)):
         rows = np.loadtxt(path, ndmin=2)            # vertex number and offset
         target[rows[:, 0].astype(int)] = rows[:, 1:]
-    np.savez_compressed(HEAD, vertices=V[used], faces=faces.reshape(-1, 3).astype(np.int32), part=part,
-                        names=np.array(names), targets=targets[:, used])
+    np.savez_compressed(HEAD, vertices=V[used], faces=faces.reshape(-1, 3).astype(np.int32),
+                        part=groups[kept], names=np.array(names), targets=targets[:, used])
 
 
 def smooth(x, low, high):
@@ -309,28 +307,6 @@ def hairline(angle):
     """Height of the hairline at an angle round the head (radians, 0 in front)."""
     return np.interp(np.abs(angle), [0, 0.35, 0.6, 0.85, 1.0, 1.65, 1.9, 2.2, 3.2],
                      [7.93, 7.90, 7.79, 7.58, 7.42, 7.40, 7.3, 6.8, 6.62])
-
-
-class Mesh:
-    """head.npz: mean head, blends of targets, normals."""
-
-    def __init__(self):
-        for name, array in np.load(HEAD).items():
-            setattr(self, name, array)
-        self.targets = dict(zip(self.names.tolist(), self.targets.astype(np.float32)))
-        self.of = {name: self.faces[self.part == k] for k, name in enumerate(PARTS)}
-        angle = np.arctan2(self.vertices[:, 0], self.vertices[:, 2] - AXIS)
-        self.uv = np.stack([angle / (2 * np.pi) + 0.5, (self.vertices[:, 1] - LOW) / (HIGH - LOW)], 1)
-
-    def blend(self, weights):
-        return sum(weight * self.targets[name] for name, weight in weights.items())
-
-    def normals(self, V):
-        a, b, c = np.moveaxis(V[self.faces], 1, 0)
-        N = np.zeros_like(V)
-        for k in range(3):
-            np.add.at(N, self.faces[:, k], np.cross(b - a, c - a))
-        return unit(N)
 
 
 # Colours ----------------------------------------------------------------------------------------------------
@@ -379,16 +355,15 @@ class Look:
 
 
 # Skin: a cylindrical map, x round the head, y up, so that a face looks like a face in it --------------------
-TEXELS = 384
 # Gaussian spots at x and -x (radians), y (decimetres): x, y, their deviations, strength
 SPOTS = {"red": [(0.52, 6.95, 0.2, 0.16, 0.6), (0, 6.92, 0.13, 0.09, 0.4), (1.55, 7.1, 0.12, 0.3, 0.3)],
          "beard": [(0, 6.22, 0.5, 0.2, 1), (0.6, 6.45, 0.3, 0.25, 1), (0.95, 6.85, 0.14, 0.3, 1),
                    (0.14, 6.78, 0.17, 0.05, 0.9), (0.42, 6.86, 0.2, 0.17, -1)]}
 
 
-def paint(look):
-    """Linear colours of the skin (TEXELS, TEXELS, 3)."""
-    y, x = (np.mgrid[:TEXELS, :TEXELS].astype(np.float32) + 0.5) / TEXELS
+def paint(look, size=384):
+    """Linear colours of the skin (size, size, 3)."""
+    y, x = (np.mgrid[:size, :size].astype(np.float32) + 0.5) / size
     x, y = abs(x - 0.5) * 2 * np.pi, LOW + (1 - y) * (HIGH - LOW)                   # radians, decimetres
     base, p, makeup, male = look.skin, look.p, look.makeup, look.male
     red, beard = (sum(strength * np.exp(-0.5 * ((x - at) / width) ** 2 - 0.5 * ((y - h) / height) ** 2)
@@ -419,63 +394,12 @@ def paint(look):
     return linear(image)
 
 
-# Hair: some hundred calm locks, camera-facing bands with the normals of a round mass ------------------------
-POINTS = 9                                          # of a lock
-CENTRE = np.array([0, 7.45, 0.25])                  # of the skull
-PIVOT = np.array([0, 6.49, 0.12])                   # about which the head turns
-
-
-def grow(mesh, V, look):
-    """Locks (n, POINTS, 3) on the unturned head V (vertices, 3)."""
-    F, corners = mesh.of["body"], (3, 1, 1)
-    F = np.concatenate([F, F[:, ::-1]])             # two locks a triangle
-    root = np.average(mesh.vertices[F], 1, corners)
-    edge = root[:, 1] - hairline(np.arctan2(root[:, 0], root[:, 2] - AXIS))
-    scalp = (edge > 0.05) & (abs(root[:, 0]) < 0.755)  # but for the ears
-    skull, F, edge, (x, y, z) = np.unique(F), F[scalp], edge[scalp], root[scalp].T
-    rough = np.random.default_rng(1).standard_normal((len(F), 3))   # the lean of each
-
-    N, tree = mesh.normals(V), cKDTree(V[skull])
-    zero, top = 0 * x, smooth(y, 7.7, 8.25)
-    fringe, volume, part = look.p["hair_fringe"], look.p["hair_volume"], 0.3 * look.v["hair_part"]
-    side = np.where(x > part, 1.0, -1.0)
-    forward = smooth(fringe * smooth(z, 0.1, 0.8) * smooth(y, 7.5, 7.8), 0.57, 0.63)
-
-    # Short hair lies close; long hair falls. A fringe ends above the brows
-    fall, inner = smooth(look.length, 0.25, 0.6), smooth(edge, 0, 0.25)
-    full = 0.2 + 0.22 * top + 0.35 * smooth(look.length, 0, 0.5) + 2.4 * smooth(look.length, 0.3, 1.1)
-    full = full * (1 - (0.45 - 0.3 * fall) * (1 - inner))
-    full = np.where(forward > 0.15, np.minimum(full, np.maximum(0.15, y - 7.58)), full)
-
-    forward = forward[:, None]
-    back = np.stack([0.4 * x + 0.25 * side * top, -0.1 - 0.7 * (1 - top), zero - 1], 1)
-    ahead = np.stack([0.35 * x + 0.25 * look.v["hair_part"], zero - 0.25, zero + 1], 1)
-    p = np.average(V[F], 1, corners)
-    d = (0.2 + 0.4 * volume) * unit(np.average(N[F], 1, corners)) + unit(back * (1 - forward) + ahead * forward)
-    d, path = unit(d + 0.10 * rough), [p]
-    for t in np.linspace(0, 1, POINTS)[1:]:
-        out = side * max(0.5 - 1.4 * t, -0.1)
-        down = unit(np.stack([out, zero - 0.2 - 1.2 * t, zero - 0.57 + 0.45 * t], 1))
-        down[:, 0] += 2 * side * smooth(p[:, 2], 0.4, 0.8) * (1 - smooth(abs(p[:, 0]), 0.6, 0.85))
-        want = unit(back) * (1 - fall) + down * fall
-        want = want * (1 - forward) + (ahead + [0, -1.5 * t, -0.3 * t]) * forward
-        d = unit(0.6 * d + 0.4 * unit(want + 0.12 * rough) + [0, -(0.05 + 0.35 * fall) * t, 0])
-        p = p + d * full[:, None] / (POINTS - 1)
-
-        # Kept off the head
-        near = skull[tree.query(p)[1]]
-        gap = 0.025 + 0.10 * volume * min(1.0, 2.5 * t) - ((p - V[near]) * N[near]).sum(1)
-        p = p + N[near] * np.maximum(gap, 0)[:, None]
-        d = unit(p - path[-1])
-        path.append(p)
-    return np.stack(path, 1)
-
-
 # Pictures ---------------------------------------------------------------------------------------------------
 INSIDE = {"mouth": (0.20, 0.045, 0.045), "helper-tongue": (0.36, 0.11, 0.10),
           "helper-upper-teeth": (0.86, 0.83, 0.76)}
 # How far light spreads in a surface, in pixels of 128: in skin, else against noise
 BLURS = {"skin": 0.8, "hair": 0.5, "shirt": 1.0, **dict.fromkeys(INSIDE, 1.5)}
+PIVOT = np.array([0, 6.49, 0.12])                   # about which the head turns
 AWAY = 13.0                                         # decimetres from the camera to what it looks at
 # Side of the picture, in eye distances, and how far its centre is below the eyes: of embed.py's crop; of
 # clips, whose frame stays where it is
@@ -489,8 +413,8 @@ def studio_light(key, w=128, h=64):
     D = np.stack([np.sin(round_) * np.sin(down), np.cos(down), -np.cos(round_) * np.sin(down)], 2)
     light = (0.5 + 0.5 * D[..., 1:2]) * np.array([0.29, 0.31, 0.33]) + 0.09 * (1 - D[..., 1:2])
     # Degrees round the head, above the horizon, of its radius; strength
-    for azimuth, height, size, strength in ((42 * key, 32, 26, 15.7), (125, 25, 18, 1.2),
-                                            (-60 * key, 5, 30, 0.2)):
+    lamps = (42 * key, 32, 26, 15.7), (125, 25, 18, 1.2), (-60 * key, 5, 30, 0.2)
+    for azimuth, height, size, strength in lamps:
         a, e = np.radians([azimuth, height])
         toward = D @ np.array([np.sin(a) * np.cos(e), np.sin(e), np.cos(a) * np.cos(e)])
         light = light + strength / (1 + np.exp(60 * (np.cos(np.radians(size)) - toward)))[..., None]
@@ -529,22 +453,37 @@ class Studio:
         mi.set_variant("llvm_ad_rgb", "scalar_rgb")         # the first that works
         if "OMP_NUM_THREADS" in os.environ:
             drjit.set_thread_count(int(os.environ["OMP_NUM_THREADS"]))
-        self.mesh = Mesh()
+        for name, array in np.load(HEAD).items():
+            setattr(self, name, array)
+        self.targets = dict(zip(self.names.tolist(), self.targets.astype(np.float32)))
+        self.of = {name: self.faces[self.part == name] for name in PARTS}
+        angle = np.arctan2(self.vertices[:, 0], self.vertices[:, 2] - AXIS)
+        self.uv = np.stack([angle / (2 * np.pi) + 0.5, (self.vertices[:, 1] - LOW) / (HIGH - LOW)], 1)
         self.person = None
+
+    def blend(self, weights):
+        return sum(weight * self.targets[name] for name, weight in weights.items())
+
+    def normals(self, V):
+        a, b, c = np.moveaxis(V[self.faces], 1, 0)
+        N = np.zeros_like(V)
+        for k in range(3):
+            np.add.at(N, self.faces[:, k], np.cross(b - a, c - a))
+        return unit(N)
 
     def set_person(self, z):
         """What the motion does not change: head, locks, materials."""
         if self.person is not None and np.array_equal(self.person, z[:PERSON]):
             return
         self.person, self.look = z[:PERSON].copy(), Look(z)
-        look, mesh = self.look, self.mesh
-        V = mesh.vertices + mesh.blend(person_targets(look.v, look.male, look.old, look.races))
-        balls = {side: np.unique(mesh.of[f"helper-{side}-eye"]) for side in "lr"}
-        V += np.mean([mesh.vertices[ball].mean(0) - V[ball].mean(0) for ball in balls.values()], 0)
+        look = self.look
+        V = self.vertices + self.blend(person_targets(look.v, look.male, look.old, look.races))
+        balls = {side: np.unique(self.of[f"helper-{side}-eye"]) for side in "lr"}
+        V += np.mean([self.vertices[ball].mean(0) - V[ball].mean(0) for ball in balls.values()], 0)
         self.V, self.eyes = V, {side: V[ball].mean(0) for side, ball in balls.items()}
         self.radius = np.mean([np.linalg.norm(V[balls[side]] - self.eyes[side], axis=1) for side in "lr"])
         self.distance = float(np.linalg.norm(self.eyes["l"] - self.eyes["r"]))
-        self.locks = grow(mesh, V, look)
+        self.hair = self.grow(V)
 
         # Dark skin: softer highlights, darker whites of the eyes
         tone, polar = look.tone, np.linspace(0, 1, 256)[:, None]        # polar: angle from the pupil / pi
@@ -557,6 +496,61 @@ class Studio:
         shades = np.linspace(0.82, 1.14, 16)[None, :, None] * np.linspace(1.05, 0.8, 16)[:, None, None]
         self.hair_material = material(linear(np.clip(look.hair * shades, 0, 1)), 0.5, 0.35, spec_tint=0.5)
 
+    def grow(self, V):
+        """Hair on the unturned head V (vertices, 3): a thousand calm locks, bands that face the camera with the
+        normals of a round mass -> points, triangles, normals, texture coordinates."""
+        F, corners, rng = self.of["body"], (3, 1, 1), np.random.default_rng(1)
+        F = np.concatenate([F, F[:, ::-1]])         # two locks a triangle
+        root = np.average(self.vertices[F], 1, corners)
+        above = root[:, 1] - hairline(np.arctan2(root[:, 0], root[:, 2] - AXIS))
+        scalp = (above > 0.05) & (abs(root[:, 0]) < 0.755)                          # but for the ears
+        skull, F, above, (x, y, z) = np.unique(F), F[scalp], above[scalp], root[scalp].T
+        rough = rng.standard_normal((len(F), 3))    # the lean of each
+
+        # Short hair lies close; long hair falls. A fringe ends above the brows
+        N, tree, zero, top = self.normals(V), cKDTree(V[skull]), 0 * x, smooth(y, 7.7, 8.25)
+        length, part = self.look.length, self.look.v["hair_part"]
+        fringe, volume = self.look.p["hair_fringe"], self.look.p["hair_volume"]
+        side, fall = np.where(x > 0.3 * part, 1.0, -1.0), smooth(length, 0.25, 0.6)
+        forward = smooth(fringe * smooth(z, 0.1, 0.8) * smooth(y, 7.5, 7.8), 0.57, 0.63)
+        full = 0.2 + 0.22 * top + 0.35 * smooth(length, 0, 0.5) + 2.4 * smooth(length, 0.3, 1.1)
+        full = full * (1 - (0.45 - 0.3 * fall) * (1 - smooth(above, 0, 0.25)))
+        full = np.where(forward > 0.15, np.minimum(full, np.maximum(0.15, y - 7.58)), full)
+
+        forward = forward[:, None]
+        back = unit(np.stack([0.4 * x + 0.25 * side * top, -0.1 - 0.7 * (1 - top), zero - 1], 1))
+        ahead = np.stack([0.35 * x + 0.25 * part, zero - 0.25, zero + 1], 1)
+        p = np.average(V[F], 1, corners)
+        d = (0.2 + 0.4 * volume) * unit(np.average(N[F], 1, corners)) + back * (1 - forward) + ahead * forward
+        d, path = unit(d + 0.10 * rough), [p]
+        t = np.linspace(0, 1, 9)                    # along a lock, M points
+        for s in t[1:]:
+            out = side * max(0.5 - 1.4 * s, -0.1)
+            down = unit(np.stack([out, zero - 0.2 - 1.2 * s, zero - 0.57 + 0.45 * s], 1))
+            aside = smooth(p[:, 2], 0.4, 0.8) * (1 - smooth(abs(p[:, 0]), 0.6, 0.85))   # off the face
+            down[:, 0] += 2 * side * aside
+            want = (back + fall * (down - back)) * (1 - forward)
+            want = want + (ahead + [0, -1.5 * s, -0.3 * s]) * forward
+            d = unit(0.6 * d + 0.4 * unit(want + 0.12 * rough) + [0, -(0.05 + 0.35 * fall) * s, 0])
+            p = p + d * full[:, None] * t[1]
+            near = skull[tree.query(p)[1]]          # it's kept off the head
+            gap = 0.025 + 0.10 * volume * min(1.0, 2.5 * s) - ((p - V[near]) * N[near]).sum(1)
+            p = p + N[near] * np.maximum(gap, 0)[:, None]
+            d = unit(p - path[-1])
+            path.append(p)
+
+        P = np.stack(path, 1)                       # (n, M, 3)
+        along = unit(np.gradient(P, axis=1))
+        across = unit(np.cross(along, [0, 0, 1]))
+        half = across * (0.055 * np.minimum(1, 0.6 + 2 * t) * (1 - 0.8 * t ** 3))[:, None]
+        N = 0.15 * np.cross(across, along) + unit(P - [0, 7.45, 0.25])
+        N = unit(np.stack([N - 0.25 * across, N + 0.25 * across], 2))
+        k = np.arange(N[..., 0].size).reshape(N.shape[:3])
+        a, b, c, d = (q.ravel() for q in (k[:, :-1, 0], k[:, :-1, 1], k[:, 1:, 0], k[:, 1:, 1]))
+        F = np.concatenate([np.stack([a, b, d], 1), np.stack([a, d, c], 1)])
+        uv = np.stack(np.broadcast_arrays(rng.uniform(0, 1, (len(P), 1, 1)), t[:, None], k)[:2], 3)
+        return np.stack([P - half, P + half], 2).reshape(-1, 3), F, N.reshape(-1, 3), uv.reshape(-1, 2)
+
     def turn(self, P):
         """The head turns as a whole, the neck by less the lower it is: points (..., 3)."""
         flat = P.reshape(-1, 3)
@@ -564,51 +558,32 @@ class Studio:
         turns = Rotation.from_rotvec(share[:, None] * self.spin.as_rotvec())
         return (turns.apply(flat - PIVOT) + PIVOT).reshape(P.shape)
 
-    def eyeball(self, side, angles, closed):
-        """An eye as it looks. A closing one goes back, or it would come through the lid."""
-        outward = 2.5 if side == "l" else -2.5
-        look = Rotation.from_euler("YX", [angles["gaze_x"] + outward, angles["gaze_y"]], degrees=True)
+    def eyeball(self, side, angles):
+        look = self.spin * Rotation.from_euler("YX", [angles["gaze_x"], angles["gaze_y"]], degrees=True)
         to_world = np.eye(4)
-        to_world[:3, :3] = self.radius * (self.spin * look).as_matrix()
-        to_world[:3, 3] = self.turn(self.eyes[side] - [0, 0, 0.035 * closed])
+        to_world[:3, :3] = self.radius * look.as_matrix()
+        to_world[:3, 3] = self.turn(self.eyes[side])
         return {"type": "sphere", "to_world": mi.ScalarTransform4f(to_world), "bsdf": self.eye}
-
-    def bands(self):
-        """Locks as bands that face the camera, with normals mostly of a round mass about the skull's centre."""
-        P, t = self.turn(self.locks), np.linspace(0, 1, POINTS)[:, None]
-        n, m, half = len(P), POINTS, 0.055 * np.minimum(1, 0.6 + 2 * t) * (1 - 0.8 * t ** 3)
-        along = unit(np.gradient(P, axis=1))
-        across = unit(np.cross(along, [0, 0, 1]))
-        N = 0.15 * np.cross(across, along) + unit(P - self.turn(CENTRE))
-        V = np.stack([P - across * half, P + across * half], 2)                     # (n, m, 2, 3)
-        N = unit(np.stack([N - 0.25 * across, N + 0.25 * across], 2))
-        k = np.arange(n * m * 2).reshape(n, m, 2)
-        a, b, c, d = (q.ravel() for q in (k[:, :-1, 0], k[:, :-1, 1], k[:, 1:, 0], k[:, 1:, 1]))
-        F = np.concatenate([np.stack([a, b, d], 1), np.stack([a, d, c], 1)])
-        shade = np.random.default_rng(2).uniform(0, 1, (n, 1, 1))
-        uv = np.stack(np.broadcast_arrays(shade, t, k)[:2], 3)
-        return shape(V.reshape(-1, 3), F, N.reshape(-1, 3), self.hair_material, uv.reshape(-1, 2))
 
     def pose(self, v, units, angles):
         """The person as z moves it: shapes for Mitsuba, vertices (V, 3)."""
-        mesh = self.mesh
-        V = self.turn(self.V + mesh.blend(units))
-        N = mesh.normals(V)
-        body = mesh.of["body"]
-        y, z = mesh.vertices[body].mean(1)[:, 1:].T
+        V = self.turn(self.V + self.blend(units))
+        N = self.normals(V)
+        body, (locks, triangles, normals, uv) = self.of["body"], self.hair
+        y, z = self.vertices[body].mean(1)[:, 1:].T
         lash = 0.02 + 0.2 * self.look.hair + 0.3 * self.look.male * self.look.skin
-        lashes = np.concatenate([mesh.of[f"helper-{side}-eyelashes-2"] for side in "lr"])
+        lashes = np.concatenate([self.of[f"helper-{side}-eyelashes-2"] for side in "lr"])
         cloth = tinted(0.36 + 0.2 * v["cloth_light"], v["cloth_red"], v["cloth_yellow"])
 
         def part(faces, bsdf, P=V, N=N):
             used, F = np.unique(faces, return_inverse=True)
-            return shape(P[used], F.reshape(-1, 3), N[used], bsdf, mesh.uv[used])
+            return shape(P[used], F.reshape(-1, 3), N[used], bsdf, self.uv[used])
 
         return {"skin": part(body, self.skin),
-                **{name: part(mesh.of[name], material([[colour]])) for name, colour in INSIDE.items()},
+                **{name: part(self.of[name], material([[colour]])) for name, colour in INSIDE.items()},
                 "lashes": part(lashes, material([[linear(lash)]])),
-                **{f"eye_{side}": self.eyeball(side, angles, v["eyeBlink"]) for side in "lr"},
-                "hair": self.bands(),
+                **{f"eye_{side}": self.eyeball(side, angles) for side in "lr"},
+                "hair": shape(self.turn(locks), triangles, self.spin.apply(normals), self.hair_material, uv),
                 "shirt": part(body[y < 5.95 - 0.18 * np.clip(z, 0, 1)], material([[linear(cloth)]]), V + 0.07 * N)}, V
 
     def render(self, z, size=128, samples=16, seed=0, place=None):
@@ -619,7 +594,7 @@ class Studio:
         head and shoulders in a wider frame that stays where it is.
         """
         self.set_person(z)
-        mesh, v, (angles, units) = self.mesh, dict(zip(NAMES, map(float, z))), motion(z)
+        v, (angles, units) = dict(zip(NAMES, map(float, z))), motion(z)
         self.spin = Rotation.from_euler("YXZ", [angles["yaw"], angles["pitch"], angles["roll"]], degrees=True)
         shapes, V = self.pose(v, units, angles)
         middle, frame = (self.eyes["l"] + self.eyes["r"]) / 2 + [0, 0, 0.1], WIDE if place is not None else CROP
@@ -641,8 +616,8 @@ class Studio:
 
         # Where points are in the picture, and what is within the boxes
         xy = (V - middle)[:, :2] * [1, -1] / width * AWAY / (AWAY + middle[2] - V[:, 2:]) + 0.5
-        x, y, z = (mesh.vertices - [0, 6.6, 1.2]).T
-        parts = [np.unique(mesh.of[f"helper-{side}-eyelashes-2"]) for side in "rl"]
+        x, y, z = (self.vertices - [0, 6.6, 1.2]).T
+        parts = [np.unique(self.of[f"helper-{side}-eyelashes-2"]) for side in "rl"]
         parts.append((abs(x) < 0.28) & (abs(y) < 0.11) & (z > 0))
         return picture, np.float32([[*xy[part].min(0), *xy[part].max(0)] for part in parts])
 
@@ -708,13 +683,10 @@ def shards(folder, identities, size):
         os.replace(part, path)
 
 
-RANGES = {"seconds": (0.1, 3600), "size": (16, 2048), "seed": (0, 2 ** 32 - 1), "voice": (0, 2 ** 32 - 1),
-          "times": (1, 100), "identities": (1, 10 ** 6)}
-
-
 def main(args):
     args.size = args.size or (512 if args.clip else 128)
-    for name, (low, high) in RANGES.items():
+    for name, low, high in (("seconds", 0.1, 3600), ("size", 16, 2048), ("seed", 0, 2 ** 32 - 1),
+                            ("voice", 0, 2 ** 32 - 1), ("times", 1, 100), ("identities", 1, 10 ** 6)):
         if not low <= getattr(args, name) <= high:
             raise InputError(f"--{name} {getattr(args, name)} is out of range; give {low} to {high}.")
     if args.cut:
