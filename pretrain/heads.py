@@ -398,7 +398,7 @@ def paint(look, size=384):
 INSIDE = {"mouth": (0.20, 0.045, 0.045), "helper-tongue": (0.36, 0.11, 0.10),
           "helper-upper-teeth": (0.86, 0.83, 0.76)}
 # How far light spreads in a surface, in pixels of 128: in skin, else against noise
-BLURS = {"skin": 0.8, "hair": 0.5, "shirt": 1.0, **dict.fromkeys(INSIDE, 1.5)}
+BLURS = {"skin": 0.8, "hair": 0.8, "shirt": 1.0, **dict.fromkeys(INSIDE, 1.5)}
 PIVOT = np.array([0, 6.49, 0.12])                   # about which the head turns
 AWAY = 13.0                                         # decimetres from the camera to what it looks at
 # Side of the picture, in eye distances, and how far its centre is below the eyes: of embed.py's crop; of
@@ -542,7 +542,7 @@ class Studio:
         P = np.stack(path, 1)                       # (n, M, 3)
         along = unit(np.gradient(P, axis=1))
         across = unit(np.cross(along, [0, 0, 1]))
-        half = across * (0.055 * np.minimum(1, 0.6 + 2 * t) * (1 - 0.8 * t ** 3))[:, None]
+        half = across * ((0.055 + 0.025 * fall) * np.minimum(1, 0.6 + 2 * t) * (1 - 0.8 * t ** 3))[:, None]
         N = 0.15 * np.cross(across, along) + unit(P - [0, 7.45, 0.25])
         N = unit(np.stack([N - 0.25 * across, N + 0.25 * across], 2))
         k = np.arange(N[..., 0].size).reshape(N.shape[:3])
@@ -650,7 +650,7 @@ def clip(n, seed, size=512, voice=0, times=1):
     studio, z = Studio(), params(people(1, seed)[0])
     for said, place in zip(*talk(n, voice, times)):
         z[MOTION:] = said
-        yield studio.render(z, size, samples=4, place=place)[0]
+        yield studio.render(z, size, samples=4 if size >= 512 else 16, place=place)[0]
 
 
 def sheet(path, identities, size):
@@ -673,10 +673,8 @@ def shards(folder, identities, size):
         path = folder / f"heads-{first:06d}.npz"
         if path.exists():
             continue
-        keys = itertools.product(range(first, first + SHARD), range(FRAMES))
-        u = np.stack([sample_frame(i, j) for i, j in keys])
-        rendered = [studio.render(z, size, seed=k) for k, z in enumerate(params(u), first * FRAMES)]
-        pictures, boxes = zip(*rendered)
+        u = np.stack([sample_frame(i, j) for i in range(first, first + SHARD) for j in range(FRAMES)])
+        pictures, boxes = zip(*(studio.render(z, size, seed=first + k) for k, z in enumerate(params(u))))
         jpeg = [cv2.imencode(".jpg", picture[..., ::-1])[1].ravel() for picture in pictures]
         part = path.with_suffix(".part.npz")
         np.savez(part, jpeg=np.concatenate(jpeg), lengths=list(map(len, jpeg)), u=u, boxes=boxes)
