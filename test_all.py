@@ -1032,7 +1032,8 @@ def test_shards_of_heads_go_on(tmp_path, monkeypatch):
         picture = cv2.imdecode(file["jpeg"][:file["lengths"][0]], 1)
         (left, top, right, bottom), _, mouth = file["boxes"][0]
     assert picture.shape == (32, 32, 3) and picture.std() > 20
-    assert 0 < left < right < 1 and 0 < top < bottom < mouth[1] < 1
+    assert 0.1 < right - left < 0.16 and 0.03 < bottom - top < 0.08             # an eye's, of a crop's side
+    assert abs(right - 0.43) < 0.05 and bottom < mouth[1] < mouth[3] < 0.95
     written = shard.stat().st_mtime_ns
     heads.shards(tmp_path, 2, 32)
     assert shard.stat().st_mtime_ns == written

@@ -616,9 +616,9 @@ class Studio:
 
         # Where points are in the picture, and what is within the boxes
         xy = (V - middle)[:, :2] * [1, -1] / width * AWAY / (AWAY + middle[2] - V[:, 2:]) + 0.5
-        x, y, z = (self.vertices - [0, 6.6, 1.2]).T
-        parts = [np.unique(self.of[f"helper-{side}-eyelashes-2"]) for side in "rl"]
-        parts.append((abs(x) < 0.28) & (abs(y) < 0.11) & (z > 0))
+        x, y, z = self.vertices.T
+        eye = (abs(abs(x) - 0.31) < 0.14) & (abs(y - 7.275) < 0.055) & (z > 1.25)
+        parts = eye & (x < 0), eye & (x > 0), (abs(x) < 0.25) & (abs(y - 6.595) < 0.11) & (z > 1.25)
         return picture, np.float32([[*xy[part].min(0), *xy[part].max(0)] for part in parts])
 
     def develop(self, image, numbers, v, width, drop):
