@@ -1047,12 +1047,39 @@ def test_shards_of_heads_go_on(tmp_path, monkeypatch):
 TINY = ("--size", 32, "--steps", 6, "--batch", 4, "--every", 3, "--workers", 0)
 
 
-def test_image_model_of_drawn_faces(tmp_path):
-    assert_done(run("pretrain/image_model.py", "faces", "-o", tmp_path / "tiny.pt", "--pool", 12, *TINY))
+def shards_of_heads(folder, files=3, each=4, size=40):
+    """What pretrain/heads.py --render writes, of noise."""
+    rng = np.random.default_rng(0)
+    folder.mkdir()
+    for k in range(files):
+        jpeg = [cv2.imencode(".jpg", rng.integers(0, 256, (size, size, 3), np.uint8))[1].ravel() for _ in range(each)]
+        boxes = np.float32([[[0.3, 0.4, 0.4, 0.45], [0.6, 0.4, 0.7, 0.45], [0.4, 0.7, 0.6, 0.8]]] * each)
+        np.savez(folder / f"heads-{k:08d}.npz", jpeg=np.concatenate(jpeg), lengths=[len(e) for e in jpeg],
+                 u=rng.standard_normal((each, heads.Z)).astype(np.float32), boxes=boxes)
+    return folder
+
+
+def test_image_model_of_rendered_heads(tmp_path):
+    folder = shards_of_heads(tmp_path / "heads")
+    assert_done(run("pretrain/image_model.py", folder, "-o", tmp_path / "tiny.pt", *TINY), "at rest")
     model = models.load_image_model(tmp_path / "tiny.pt")
-    assert (model.size, model.L, model.Z, model.has_actors) == (32, 8, faces.Z, True)
+    assert (model.size, model.L, model.Z, model.has_actors) == (32, 8, heads.Z, True)
     assert cv2.imread(str(tmp_path / "tiny.png")).shape == (3 * 32, image_model.SHEET * 32, 3)
-    assert not left_over(tmp_path)
+    (folder / "heads-00000001.npz").unlink()
+    (folder / "heads-00000002.npz").unlink()
+    assert_refused(run("pretrain/image_model.py", folder, "-o", tmp_path / "b.pt", *TINY), "1 files of rendered heads")
+
+
+def test_actors_at_rest_are_built_into_the_file():
+    """The mapping takes z as heads.people() does, and what is encoded stays."""
+    torch.manual_seed(0)
+    net = image_model.Networks(32, heads.Z).eval()
+    calm, z = image_model.at_rest(net), torch.from_numpy(np.random.default_rng(7).standard_normal((5, heads.Z))).float()
+    with torch.no_grad():
+        assert torch.allclose(calm.decoder.style(z), net.map(torch.from_numpy(heads.people(5, 7))), atol=1e-5)
+        x = torch.randn(2, 3, 32, 32)
+        a, b = (n.encoder(x) + n.latent_avg for n in (net, calm))
+    assert torch.allclose(a, b, atol=1e-5) and not torch.allclose(net.latent_avg, calm.latent_avg, atol=0.01)
 
 
 def test_image_model_of_own_footage_has_one_actor(tmp_path, clip):
@@ -1113,13 +1140,13 @@ def test_held_out_frames_are_every_tenth_and_the_last_tenth_of_each_video():
 
 def test_weights_of_the_picture_loss_follow_the_landmarks():
     points = a_face(36, 0, (60, 50))
-    weight = image_model.parts_map(points, 128)[0, 0]
+    weight = image_model.parts_map(points, 128)[0]
     assert weight.shape == (128, 128) and abs(weight.mean() - 1) < 1e-5
     for part in image_model.PARTS:
         x, y = ((points[part].min(0) + points[part].max(0)) / 2).round().astype(int)
         assert abs(weight[y, x] / weight[0, 0] - image_model.PART_WEIGHT) < 1e-3
     points[7] = np.nan                                                          # no face: all alike
-    assert torch.equal(image_model.parts_map(points, 128), image_model.focus_map(128))
+    assert torch.equal(image_model.parts_map(points, 128), torch.ones(1, 128, 128))
 
 
 def test_the_critic_of_pictures():
@@ -1128,8 +1155,8 @@ def test_the_critic_of_pictures():
     penalty = image_model.r1_penalty(lambda x: (x * a).sum((1, 2, 3)), torch.randn(5, 3, 8, 8))
     assert torch.allclose(penalty, a.square().sum() / 2)
     x = torch.arange(128.0).expand(1, 3, 128, 128)                              # every pixel is its column
-    assert image_model.view(x, "face")[0, 0, 0].tolist() == list(range(32, 96))
-    assert image_model.view(x.mT, "face")[0, 0, :, 0].tolist() == list(range(46, 110))
+    assert image_model.view(x, image_model.VIEW)[0, 0, 0].tolist() == list(range(32, 96))
+    assert image_model.view(x.mT, image_model.VIEW)[0, 0, :, 0].tolist() == list(range(46, 110))
     torch.manual_seed(0)
     critic, x = image_model.Critic(32), torch.randn(4, 3, 32, 32)
     same = critic(x[:1].expand(4, -1, -1, -1))

@@ -110,14 +110,16 @@ def params(u):
     return z.astype(np.float32)
 
 
+# Scale and shift of u for actors at rest: eyes open and lips closed or nearly, a faint smile
+CALM = np.array([1] * MOTION + [0.35] * (Z - MOTION), np.float32), np.zeros(Z, np.float32)
+CALM[1][FACE:] = -1.3, 0.0, -1.0, -1.0, -0.4, -0.6
+
+
 def people(n, seed=7):
-    """u (n, Z) of random actors: all as far from the mean as u are on average, then nearly at rest: eyes open
-    and lips closed or nearly, a faint smile."""
+    """u (n, Z) of random actors at rest: all as far from the mean as u are on average, then CALM."""
     u = np.random.default_rng(seed).standard_normal((n, Z))
     u /= np.sqrt(np.square(u).mean(1, keepdims=True))
-    u[:, MOTION:] *= 0.35
-    u[:, FACE:] += [-1.3, 0.0, -1.0, -1.0, -0.4, -0.6]
-    return u.astype(np.float32)
+    return (CALM[0] * u + CALM[1]).astype(np.float32)
 
 
 def motion(z):
