@@ -1052,9 +1052,10 @@ def shards_of_heads(folder, files=3, each=4, size=40):
     rng = np.random.default_rng(0)
     folder.mkdir()
     for k in range(files):
-        jpeg = [cv2.imencode(".jpg", rng.integers(0, 256, (size, size, 3), np.uint8))[1].ravel() for _ in range(each)]
+        noise = rng.integers(0, 256, (each, size, size, 3), np.uint8)
+        jpeg = [cv2.imencode(".jpg", picture)[1].ravel() for picture in noise]
         boxes = np.float32([[[0.3, 0.4, 0.4, 0.45], [0.6, 0.4, 0.7, 0.45], [0.4, 0.7, 0.6, 0.8]]] * each)
-        np.savez(folder / f"heads-{k:08d}.npz", jpeg=np.concatenate(jpeg), lengths=[len(e) for e in jpeg],
+        np.savez(folder / f"heads-{k:06d}.npz", jpeg=np.concatenate(jpeg), lengths=[len(e) for e in jpeg],
                  u=rng.standard_normal((each, heads.Z)).astype(np.float32), boxes=boxes)
     return folder
 
@@ -1065,16 +1066,18 @@ def test_image_model_of_rendered_heads(tmp_path):
     model = models.load_image_model(tmp_path / "tiny.pt")
     assert (model.size, model.L, model.Z, model.has_actors) == (32, 8, heads.Z, True)
     assert cv2.imread(str(tmp_path / "tiny.png")).shape == (3 * 32, image_model.SHEET * 32, 3)
-    (folder / "heads-00000001.npz").unlink()
-    (folder / "heads-00000002.npz").unlink()
-    assert_refused(run("pretrain/image_model.py", folder, "-o", tmp_path / "b.pt", *TINY), "1 files of rendered heads")
+    (folder / "heads-000001.npz").unlink()
+    (folder / "heads-000002.npz").unlink()
+    refused = run("pretrain/image_model.py", folder, "-o", tmp_path / "b.pt", *TINY)
+    assert_refused(refused, "1 files of rendered heads")
 
 
 def test_actors_at_rest_are_built_into_the_file():
     """The mapping takes z as heads.people() does, and what is encoded stays."""
     torch.manual_seed(0)
     net = image_model.Networks(32, heads.Z).eval()
-    calm, z = image_model.at_rest(net), torch.from_numpy(np.random.default_rng(7).standard_normal((5, heads.Z))).float()
+    calm = image_model.at_rest(net)
+    z = torch.from_numpy(np.random.default_rng(7).standard_normal((5, heads.Z))).float()
     with torch.no_grad():
         assert torch.allclose(calm.decoder.style(z), net.map(torch.from_numpy(heads.people(5, 7))), atol=1e-5)
         x = torch.randn(2, 3, 32, 32)

@@ -425,7 +425,7 @@ def main(args):
     # Data: pictures to train on, pictures to judge by
     folder = tempfile.TemporaryDirectory(prefix="crops-")
     if rendered:
-        files = sorted(Path(args.source[0]).glob("heads-????????.npz"))
+        files = sorted(Path(args.source[0]).glob("heads-??????.npz"))
         if len(files) < 2 or len(args.source) > 1:
             raise InputError(f"{args.source[0]} holds {len(files)} files of rendered heads, at least 2 are needed, in one folder: "
                              f"make them with: python -m pretrain.heads --render {args.source[0]}")
