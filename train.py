@@ -89,7 +89,7 @@ METHOD = {
     # 0.005 (suppl. 2.1), with nothing of ours, learned nothing in 2,300 steps on ten minutes
     "lr": (0.001, number(float, 0), "learning rate of Adam"),
     "betas": ([0.5, 0.99], number(float, 0, 1), "of Adam (open; ours: DCGAN's first)"),
-    # At 1,200 steps level with a constant rate, or farther (docs/experiments.md); at 4,000 not compared
+    # Level with a constant rate at 1,200 and at 4,000 steps; assets/motion.pt was trained with it
     "decay": (0.5, number(float, 0, 1), "last share of steps, in which --lr falls to 0 (ours)"),
     # With one, MMD of windows is three to eight times as large after 1,200 steps on ten minutes
     "critic_steps": (3, number(int, 1), "per generator step (open; ours)"),
