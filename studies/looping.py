@@ -11,7 +11,7 @@ which of them loop. ablation: train.py's loop, and with one thing less in each r
 
 Stop and start again as you like: what is finished is kept. Writes a JSON for each into the folder of -o; the
 tables go to standard output. On a GPU the trainings are threads of one process, whose kernels overlap; those
-of several processes take turns (--processes, should threads fail).
+of several processes would take turns.
 """
 
 import argparse
@@ -60,7 +60,7 @@ def settle(args):
     """Device, and trainings at a time. Before CUDA starts."""
     os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "32")      # queues; its 8 would be shared by streams
     args.device = models.pick_device(args.device)
-    args.threads = args.device.type == "cuda" and not args.processes
+    args.threads = args.device.type == "cuda"
     args.jobs = args.jobs or (THREADS if args.threads else os.cpu_count() or 1)
     if args.threads:
         sys.setswitchinterval(0.0005)                   # seconds; a replay waits no longer for Python
@@ -226,7 +226,6 @@ if __name__ == "__main__":
     parser.add_argument("--steps", type=int, help="of each model: 1000 (ours) and train.py's; 10")
     parser.add_argument("--jobs", type=int, help=f"trainings at a time: a core each; {THREADS} on a GPU")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
-    parser.add_argument("--processes", action="store_true", help="also on a GPU a process for each training")
     try:
         main(parser.parse_args())
     except InputError as error:

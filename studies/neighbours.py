@@ -370,7 +370,6 @@ if __name__ == "__main__":
     parser.add_argument("--seeds", type=int, help="of each kind: 3, and 5 of the paper's; 1 and 2")
     parser.add_argument("--jobs", type=int, help=f"trainings at a time: a core each; {THREADS} on a GPU")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
-    parser.add_argument("--processes", action="store_true", help="also on a GPU a process for each training")
     try:
         main(parser.parse_args())
     except InputError as error:
