@@ -46,6 +46,7 @@ import PIL.Image
 import pytest
 import scipy.signal
 import torch
+from scipy import stats
 from torch import nn
 
 import embed
@@ -56,7 +57,7 @@ import train
 import transfer
 from baselines import longvideogan, one_style
 from models import InputError
-from pretrain import faces, image_model
+from pretrain import faces, heads, image_model
 from studies import crop as crop_study
 from studies import looping, neighbours, sidebyside, speed, truth
 from studies.goldens import fill, golden_error, pseudo, sine_images
@@ -921,18 +922,168 @@ def test_faces_command_line(tmp_path):
 
 
 # ------------------------------------------------------------------------------------------------------------
+# pretrain/heads.py
+# ------------------------------------------------------------------------------------------------------------
+
+def test_params_of_heads_are_distributed_as_said():
+    u = np.random.RandomState(0).standard_normal((3000, heads.Z))
+    z = heads.params(u)
+    assert z.dtype == np.float32 and len(set(heads.NAMES)) == heads.Z == z.shape[1]
+    for column in z.T[:heads.MOTION]:
+        assert stats.kstest(column, "uniform", (-1, 2)).pvalue > 1e-4
+    jaw, lid = z[:, heads.FACE], z[:, -1]
+    assert abs((jaw == 0).mean() - 0.35 / 1.35) < 0.03 and jaw.max() > 0.99
+    assert abs((lid > 0.2).mean() - 0.15) < 0.02 and ((lid <= 0.1) | (lid >= 0.3)).all()
+    assert np.array_equal(heads.params(u[5]), z[5])
+    assert (np.diff(heads.params(np.linspace(-4, 4, 99)[:, None] * np.ones(heads.Z)), axis=0) >= 0).all()
+
+
+def test_frames_of_heads_are_of_one_person_and_stay_the_same():
+    """Golden values: pictures that were rendered once belong to (SEED, i, j) for good."""
+    u, other = heads.sample_frame(7, 1), heads.sample_frame(7, 0)
+    assert np.allclose(u[[0, 24, 25, 42]], [0.078978, -0.189622, -0.364253, 0.841451], atol=1e-6)
+    same = u == other
+    assert same[:heads.PERSON].all() and not same[heads.PERSON:].any()
+    drawn = np.stack([heads.sample_frame(i, j) for i in range(500) for j in range(2)])
+    assert stats.kstest(drawn.ravel(), "norm").pvalue > 0.01
+    # No entry follows another one, as z of frame 0 once did when both were drawn from one seed
+    assert abs(np.corrcoef(drawn[::2].T) - np.eye(heads.Z)).max() < 0.2
+
+
+def test_people_at_rest_have_open_eyes_and_stay_the_same():
+    u = heads.people(200, seed=3)
+    z = heads.params(u)
+    assert np.array_equal(u[:5], heads.people(5, seed=3)) and not np.allclose(u[:5], heads.people(5, seed=4))
+    assert z[:, -1].max() < 0.1 and (z[:, heads.FACE] < 0.2).mean() > 0.95
+    assert abs(z[:, heads.MOTION:heads.FACE]).max() < 0.7
+
+
+def test_motion_of_heads_has_arkits_names():
+    z = np.zeros(heads.Z)
+    for name, value in {"yaw": 0.5, "gaze_x": 1, "jawOpen": 0.5, "mouthSmile": 1, "eyeBlink": 1}.items():
+        z[heads.NAMES.index(name)] = value
+    angles, units = heads.motion(z)
+    assert angles == {"yaw": 12, "pitch": 0, "roll": 0, "gaze_x": 18, "gaze_y": 0}
+    assert units["eyeBlinkLeft"] == units["eyeBlinkRight"] == 1 and units["jawOpen"] == 0.3
+    # To the viewer's right is outwards for the person's left eye
+    assert units["eyeLookOutLeft"] == units["eyeLookInRight"] == 0.6 and units["eyeLookInLeft"] == 0
+    with np.load(heads.HEAD) as file:
+        assert set(units) <= set(file["names"].tolist())
+
+
+def test_heads_talk():
+    said, place = heads.talk(1500, seed=3)
+    column = dict(zip(heads.NAMES[heads.MOTION:], said.T.astype(float), strict=True))
+    assert said.shape == (1500, 11) and abs(said).max() <= 1
+    assert all(column[name].min() >= 0 for name in (*heads.UNITS, "eyeBlink"))
+    assert all(np.array_equal(a, b) for a, b in zip((said, place), heads.talk(1500, seed=3)))
+    assert np.array_equal(said[:500], heads.talk(500, seed=3)[0])               # a longer clip only goes on
+    assert not np.allclose(said, heads.talk(1500, seed=4)[0])
+
+    # Nods and turns ease; the body hardly moves
+    for name in ("yaw", "pitch", "roll", "browInnerUp"):
+        assert abs(np.diff(column[name], 2)).max() < 0.3, name
+    assert abs(np.diff(place, axis=0)).max() < 0.01 and 0.02 < abs(place).max() <= 0.06
+
+    def runs(mask):
+        return np.diff(np.flatnonzero(np.diff(np.r_[0, mask.astype(int), 0])))[::2]
+
+    blinks, pauses = runs(column["eyeBlink"] > 0.5), runs(column["jawOpen"] < 0.03)
+    assert 12 <= len(blinks) <= 30 and set(blinks) <= {3, 4}                    # in a minute; frames of each
+    assert (pauses >= 8).sum() >= 10                                            # between phrases
+    assert (pauses < 8).sum() >= 20                                             # closed lips within them
+    assert all((column[name] > 0.5).mean() > 0.03 for name in ("jawOpen", "mouthPucker", "mouthStretch"))
+
+    # Where the head's turn leaves room the gaze is at the camera, more often than not
+    off = 24 * column["yaw"] + 18 * column["gaze_x"]
+    assert 0.6 < (abs(off) < 1).mean() < 0.95
+
+
+def test_heads_say_it_again_never_quite_the_same():
+    said, _ = heads.talk(302, seed=3, times=3)
+    a, b, c = said[:100], said[100:200], said[200:300]
+    assert len(said) == 302 and abs(np.diff(said[:, :3], axis=0)).max() < 0.3   # no jump back to the start
+    for x, y in ((a, b), (b, c)):
+        assert abs(x - y)[:, :3].max() > 0.01 and np.corrcoef(x[:, 0], y[:, 0])[0, 1] > 0.9
+
+
+def test_heads_without_mitsuba_say_so(monkeypatch):
+    monkeypatch.setattr(heads, "mi", None)
+    assert_raises("pip install -r pretrain/requirements.txt", heads.Studio)
+
+
+def test_heads_command_line(tmp_path, monkeypatch):
+    pytest.importorskip("mitsuba")
+    monkeypatch.setenv("DRJIT_LIBLLVM_PATH", str(tmp_path / "none"))            # needs no LLVM
+    assert_done(run("pretrain.heads", "--sheet", tmp_path / "s.png", "--identities", 2, "--size", 32))
+    assert cv2.imread(str(tmp_path / "s.png")).shape == (32, 8 * 32, 3)
+    words = "--clip", tmp_path / "c.mp4", "--seconds", 0.12, "--size", 64
+    assert_done(run("pretrain.heads", *words))
+    assert decoded(tmp_path / "c.mp4").shape == (3, 64, 64, 3)
+
+
+def test_shards_of_heads_go_on(tmp_path, monkeypatch):
+    pytest.importorskip("mitsuba")
+    monkeypatch.setenv("DRJIT_LIBLLVM_PATH", str(tmp_path.parent / "none"))
+    monkeypatch.setattr(heads, "SHARD", 1)
+    heads.shards(tmp_path, 1, 32)
+    shard = tmp_path / "heads-000000.npz"
+    with np.load(shard) as file:
+        assert np.array_equal(file["u"], [heads.sample_frame(0, 0), heads.sample_frame(0, 1)])
+        picture = cv2.imdecode(file["jpeg"][:file["lengths"][0]], 1)
+        (left, top, right, bottom), _, mouth = file["boxes"][0]
+    assert picture.shape == (32, 32, 3) and picture.std() > 20
+    assert 0.1 < right - left < 0.16 and 0.03 < bottom - top < 0.08             # an eye's, of a crop's side
+    assert abs(right - 0.43) < 0.05 and bottom < mouth[1] < mouth[3] < 0.95
+    written = shard.stat().st_mtime_ns
+    heads.shards(tmp_path, 2, 32)
+    assert shard.stat().st_mtime_ns == written
+    assert sorted(path.name for path in tmp_path.iterdir()) == [shard.name, "heads-000001.npz"]
+
+
+# ------------------------------------------------------------------------------------------------------------
 # pretrain/image_model.py
 # ------------------------------------------------------------------------------------------------------------
 
 TINY = ("--size", 32, "--steps", 6, "--batch", 4, "--every", 3, "--workers", 0)
 
 
-def test_image_model_of_drawn_faces(tmp_path):
-    assert_done(run("pretrain/image_model.py", "faces", "-o", tmp_path / "tiny.pt", "--pool", 12, *TINY))
+def shards_of_heads(folder, files=3, each=4, size=40):
+    """What pretrain/heads.py --render writes, of noise."""
+    rng = np.random.default_rng(0)
+    folder.mkdir()
+    for k in range(files):
+        noise = rng.integers(0, 256, (each, size, size, 3), np.uint8)
+        jpeg = [cv2.imencode(".jpg", picture)[1].ravel() for picture in noise]
+        boxes = np.float32([[[0.3, 0.4, 0.4, 0.45], [0.6, 0.4, 0.7, 0.45], [0.4, 0.7, 0.6, 0.8]]] * each)
+        np.savez(folder / f"heads-{k:06d}.npz", jpeg=np.concatenate(jpeg), lengths=[len(e) for e in jpeg],
+                 u=rng.standard_normal((each, heads.Z)).astype(np.float32), boxes=boxes)
+    return folder
+
+
+def test_image_model_of_rendered_heads(tmp_path):
+    folder = shards_of_heads(tmp_path / "heads")
+    assert_done(run("pretrain/image_model.py", folder, "-o", tmp_path / "tiny.pt", *TINY), "at rest")
     model = models.load_image_model(tmp_path / "tiny.pt")
-    assert (model.size, model.L, model.Z, model.has_actors) == (32, 8, faces.Z, True)
+    assert (model.size, model.L, model.Z, model.has_actors) == (32, 8, heads.Z, True)
     assert cv2.imread(str(tmp_path / "tiny.png")).shape == (3 * 32, image_model.SHEET * 32, 3)
-    assert not left_over(tmp_path)
+    (folder / "heads-000001.npz").unlink()
+    (folder / "heads-000002.npz").unlink()
+    refused = run("pretrain/image_model.py", folder, "-o", tmp_path / "b.pt", *TINY)
+    assert_refused(refused, "1 files of rendered heads")
+
+
+def test_actors_at_rest_are_built_into_the_file():
+    """The mapping takes z as heads.people() does, and what is encoded stays."""
+    torch.manual_seed(0)
+    net = image_model.Networks(32, heads.Z).eval()
+    calm = image_model.at_rest(net)
+    z = torch.from_numpy(np.random.default_rng(7).standard_normal((5, heads.Z))).float()
+    with torch.no_grad():
+        assert torch.allclose(calm.decoder.style(z), net.map(torch.from_numpy(heads.people(5, 7))), atol=1e-5)
+        x = torch.randn(2, 3, 32, 32)
+        a, b = (n.encoder(x) + n.latent_avg for n in (net, calm))
+    assert torch.allclose(a, b, atol=1e-5) and not torch.allclose(net.latent_avg, calm.latent_avg, atol=0.01)
 
 
 def test_image_model_of_own_footage_has_one_actor(tmp_path, clip):
@@ -993,13 +1144,13 @@ def test_held_out_frames_are_every_tenth_and_the_last_tenth_of_each_video():
 
 def test_weights_of_the_picture_loss_follow_the_landmarks():
     points = a_face(36, 0, (60, 50))
-    weight = image_model.parts_map(points, 128)[0, 0]
+    weight = image_model.parts_map(points, 128)[0]
     assert weight.shape == (128, 128) and abs(weight.mean() - 1) < 1e-5
     for part in image_model.PARTS:
         x, y = ((points[part].min(0) + points[part].max(0)) / 2).round().astype(int)
         assert abs(weight[y, x] / weight[0, 0] - image_model.PART_WEIGHT) < 1e-3
     points[7] = np.nan                                                          # no face: all alike
-    assert torch.equal(image_model.parts_map(points, 128), image_model.focus_map(128))
+    assert torch.equal(image_model.parts_map(points, 128), torch.ones(1, 128, 128))
 
 
 def test_the_critic_of_pictures():
@@ -1008,8 +1159,8 @@ def test_the_critic_of_pictures():
     penalty = image_model.r1_penalty(lambda x: (x * a).sum((1, 2, 3)), torch.randn(5, 3, 8, 8))
     assert torch.allclose(penalty, a.square().sum() / 2)
     x = torch.arange(128.0).expand(1, 3, 128, 128)                              # every pixel is its column
-    assert image_model.view(x, "face")[0, 0, 0].tolist() == list(range(32, 96))
-    assert image_model.view(x.mT, "face")[0, 0, :, 0].tolist() == list(range(46, 110))
+    assert image_model.view(x, image_model.VIEW)[0, 0, 0].tolist() == list(range(32, 96))
+    assert image_model.view(x.mT, image_model.VIEW)[0, 0, :, 0].tolist() == list(range(46, 110))
     torch.manual_seed(0)
     critic, x = image_model.Critic(32), torch.randn(4, 3, 32, 32)
     same = critic(x[:1].expand(4, -1, -1, -1))
@@ -3257,6 +3408,9 @@ def unusable(toy, tmp_path_factory):
     ("embed.py v.mp4 --face 0", "--face 0"), ("embed.py v.mp4 --device abacus", "abacus"),
     ("embed.py v.mp4 --model v.mp4", "v.mp4 cannot be"),
     ("pretrain/faces.py --clip x.mp4 --seconds nan", "--seconds nan is out of range; give 0.1 to"),
+    ("pretrain/heads.py --clip x.mp4 --seconds nan", "--seconds nan is out of range; give 0.1 to"),
+    ("pretrain/heads.py --sheet no/x.png", "no/x.png cannot be written; name a .png in a folder that exists"),
+    ("pretrain/heads.py --cut no", "No such file or directory: 'no/mpfb2"),
     ("pretrain/image_model.py no.mp4 --size 32", "no.mp4"),
     ("train.py absent.npy", "absent.npy .*python embed.py VIDEO"), ("train.py grey.npy", "holds uint8"),
     ("train.py v.mp4", "v.mp4 .*neither of NumPy nor of PyTorch.*embed.py VIDEO"),

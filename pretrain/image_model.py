@@ -1,21 +1,24 @@
-"""Train an image model (StyleGAN2 generator + pSp encoder) on drawn faces, or on the frames of your own video.
+"""Train an image model (StyleGAN2 generator + pSp encoder) on rendered heads, or on the frames of your own video.
 
-    python -m pretrain.image_model faces -o assets/faces128.pt --steps 9000 --every 500 --pool 30000 --precision bf16
+    python -m pretrain.heads --render heads --identities 10000    # then, on a GPU, in a quarter of an hour:
+    python -m pretrain.image_model heads -o assets/faces128.pt --batch 128 --steps 5000 --precision bf16
     python -m pretrain.image_model video.mp4 -o own.pt            # then: python embed.py video.mp4 --model own.pt
     python -m pretrain.image_model video.mp4 -o own.pt --size 256 --precision bf16                          # on a GPU
 
-Drawn faces: pretrain/faces.py turns z into a picture, so the generator is distilled with the true picture as target,
-G(M(z)) = draw(params(z)), and the encoder learns to invert it. Such a model has any number of actors.
+Heads: pretrain/heads.py turns z into a picture, so the generator is distilled with the true picture as target,
+G(M(z)) = render(params(z)), and the encoder learns to invert it. Such a model has any number of actors.
 Video: generator and encoder are fitted together as an autoencoder, G(E(x)) = x. There is no z: the model knows one person.
-Eyes, nose and mouth count more than the rest, where the landmarks of each frame say that they are, and once full resolution
-is trained a critic asks for pictures as sharp as the frames. Frames that are kept out of training tell how good the fit is.
-One loop does both; every step trains the paths that its source has. While it trains it writes a contact sheet (targets,
-over G(M(z)), over G(E(x))) and a state file from which --resume goes on exactly where it stopped.
+Eyes and mouth count more than the rest, where the renderer or the landmarks of each frame say that they are, and once full
+resolution is trained a critic asks for pictures as sharp as the true ones. Pictures that are kept out of training tell how
+good the fit is. One loop does both; every step trains the paths that its source has. While it trains it writes a contact
+sheet (targets, over G(M(z)), over G(E(x))) and a state file from which --resume goes on exactly where it stopped.
 
-Written files are in pSp's layout (`state_dict`, `latent_avg`, `opts`), half precision.
+Written files are in pSp's layout (`state_dict`, `latent_avg`, `opts`), half precision. Of heads, the motion that a random z
+makes is damped about rest in the file (at_rest), so that random actors have open eyes and a closed mouth.
 """
 
 import argparse
+import copy
 import datetime
 import math
 import os
@@ -46,34 +49,35 @@ from models import (
     depthwise,
     fir_kernel,
 )
-from pretrain import faces
+from pretrain import heads
 
 # All of the following is ours: neither paper trains networks this small. Chosen for 128 px on two CPU cores
-STEPS_DRAWN, STEPS_VIDEO = 12000, 3000                        # optimiser steps ...
-BATCH_DRAWN, BATCH_VIDEO = 16, 8                               # ... and pictures in each. 8 on a video, for more steps in the
+STEPS_HEADS, STEPS_VIDEO = 12000, 3000                        # optimiser steps ...
+BATCH_HEADS, BATCH_VIDEO = 16, 8                               # ... and pictures in each. 8 on a video, for more steps in the
 #                                                                same time: a guess, not compared by held-out frames
 D = 128                                                        # style width
-CHANNELS = {4: 128, 8: 128, 16: 96, 32: 64, 64: 40, 128: 24, 256: 16}          # 1.0 M parameters at 128 px
+CHANNELS = {4: 128, 8: 128, 16: 96, 32: 64, 64: 40, 128: 24, 256: 16}          # 1.0 M parameters at 128 px;
+WIDER = 2                                                      # of heads, times as many: 3.5 M
 DEPTHS, WIDTHS, HEAD = (1, 2, 2, 1), (16, 32, 64, 128), 64     # encoder, 2.8 M parameters
 MAPPING = 3                                                    # layers: z is already a list of meaningful parameters
 GROW = {16: 0.06, 32: 0.14, 64: 0.32}                          # share of the steps after which a resolution is left;
 #                                                                a prototype trained at full size at once stayed at blobs
-ENCODER_FROM = 0.35                                            # drawn faces: share of the steps before the encoder joins
+ENCODER_FROM = 0.15                                            # heads: share of the steps before the encoder joins
 LR_GENERATOR, LR_ENCODER, BETAS = 3e-2, 2e-3, (0.9, 0.99)      # with a cosine to zero. In 1,600 steps at 64 px, 5e-3, 1e-2,
 #                                                                2e-2, 4e-2 for the generator gave 18.6, 19.3, 20.2, 20.8 dB
 LAMBDA_CODE = 0.1                                              # keeps E(x) near M(z), without outweighing the picture
 EMA = 0.998
-FOCUS = (((0.5, 0.47), (0.24, 0.07)), ((0.5, 0.745), (0.17, 0.10)))            # centre, half axes: eyes, mouth of a crop
-FOCUS_WEIGHT = 4.0                                             # they cover a tenth of a crop and carry its motion
-# Video only. PARTS: the landmarks of left eye, right eye, nose tip and mouth; their weight falls off beyond PART_MARGIN eye
+# PARTS of a video's frame: the landmarks of left eye, right eye, nose tip and mouth; their weight falls off beyond PART_MARGIN eye
 # distances around them (eyes are seen, and blink, within more than their lids)
 PARTS, PART_MARGIN, PART_WEIGHT = (slice(36, 42), slice(42, 48), slice(30, 36), slice(48, 68)), 0.12, 6.0
+BOX_MARGIN = 0.03                                              # the same of heads, in sides of the picture
 # Critic. Its widths, what it sees and when it joins are ours: when full resolution has settled, since it can only sharpen; its
-# pull grows over CRITIC_RAMP of the steps, as a critic that has seen little has nothing to say. Of a face it sees the half from
-# brows to chin: one that saw all of a crop had 99 % of its gradient's energy outside eyes, nose and mouth
+# pull grows over CRITIC_RAMP of the steps, as a critic that has seen little has nothing to say. Of a video's face it sees the
+# half from brows to chin: one that saw all of a crop had 99 % of its gradient's energy outside eyes, nose and mouth; of heads
+# a half anywhere, as their hair is blurred the most
 VIEW = 0.36, 0.25                                              # top and left edge of that half, in sides of the crop
 CRITIC_CHANNELS = {4: 128, 8: 128, 16: 96, 32: 64, 64: 32, 128: 16, 256: 8}
-CRITIC_FROM, CRITIC_RAMP = 0.5, 0.1
+CRITIC_FROM, CRITIC_FROM_HEADS, CRITIC_RAMP = 0.5, 0.62, 0.1
 PULL = 0.4                                                     # gradient of the picture that is the critic's, as a share of
 #                                                                the reconstruction's: no weight to find (as VQGAN's eq. 7)
 #                                                                A guess: on one video, training without the critic gave
@@ -87,26 +91,27 @@ MEASURES = "mouth_opening", "eye_opening", "yaw"               # of evaluate.fac
 JUDGED = 250                                                   # of these two sets each, at most, are looked at, evenly spaced
 SHEET = 10                                                     # pictures in the contact sheet
 # Options that --resume must be given again: the schedule and the order of the pictures depend on them
-KEPT = "source", "size", "align", "steps", "batch", "pool", "precision", "seed"
+KEPT = "source", "size", "align", "steps", "batch", "precision", "seed"
 
 
-class DrawnFaces(Dataset):
-    """Picture k is draw(params(z_k)), z_k from RandomState(seed, k); kept in a memory map once drawn."""
+class Heads(Dataset):
+    """Pictures of files of pretrain/heads.py, the z that each was rendered from, and the weights of its pixels."""
 
-    def __init__(self, n, size, seed, folder):
-        self.n, self.size, self.seed = n, size, seed
-        self.pictures = np.memmap(Path(folder) / "pictures", np.uint8, "w+", shape=(n, size, size, 3))
-        self.drawn = np.memmap(Path(folder) / "drawn", np.uint8, "w+", shape=(n,))
+    def __init__(self, files, size):
+        shards = [dict(np.load(file)) for file in files]
+        self.size, lengths = size, np.concatenate([shard["lengths"] for shard in shards])
+        self.ends, self.jpeg = np.cumsum(lengths), np.concatenate([shard["jpeg"] for shard in shards])
+        self.z, self.boxes = (np.concatenate([shard[name] for shard in shards]) for name in ("u", "boxes"))
 
     def __len__(self):
-        return self.n
+        return len(self.z)
 
     def __getitem__(self, k):
-        z = np.random.RandomState([self.seed, k]).standard_normal(faces.Z).astype(np.float32)   # (Z,)
-        if not self.drawn[k]:
-            self.pictures[k] = faces.draw(faces.params(z), self.size)
-            self.drawn[k] = 1
-        return torch.from_numpy(np.array(self.pictures[k])), torch.from_numpy(z)
+        start = self.ends[k - 1] if k else 0
+        picture = cv2.imdecode(self.jpeg[start:self.ends[k]], cv2.IMREAD_COLOR)[..., ::-1]
+        if len(picture) != self.size:
+            picture = cv2.resize(picture, (self.size, self.size), interpolation=cv2.INTER_AREA)
+        return torch.from_numpy(np.array(picture)), torch.from_numpy(self.z[k]), spots(self.boxes[k], BOX_MARGIN, self.size)
 
 
 class VideoFrames(Dataset):
@@ -121,7 +126,7 @@ class VideoFrames(Dataset):
     def __getitem__(self, j):
         k = self.chosen[j]                           # mapped per picture: a worker that is spawned would be sent a map's content
         crop = np.array(np.memmap(self.file, np.uint8, "r", shape=self.shape)[k])
-        return torch.from_numpy(crop), torch.zeros(0), parts_map(self.points[k], self.shape[1])[0]
+        return torch.from_numpy(crop), torch.zeros(0), parts_map(self.points[k], self.shape[1])
 
 
 class Order:
@@ -160,28 +165,24 @@ def resolution_at(share, size):
     return min([r for r, end in GROW.items() if share < end] + [size])
 
 
-def focus_map(size):
-    """(1, 1, size, size) weights of the picture loss, mean 1, larger on eyes and mouth."""
-    y, x = (np.mgrid[:size, :size] + 0.5) / size
-    weight = np.ones((size, size), np.float32)
-    for (cx, cy), (rx, ry) in FOCUS:
-        weight += (FOCUS_WEIGHT - 1) * np.exp(-(((x - cx) / rx) ** 2 + ((y - cy) / ry) ** 2) ** 2)
-    return torch.from_numpy(weight / weight.mean()).float()[None, None]
+def spots(boxes, margin, size):
+    """(1, size, size) weights of the picture loss, mean 1: PART_WEIGHT times as large in boxes (n, 4) of x0, y0, x1, y1, in
+    sides of the picture, and a margin around them, than far away."""
+    y, x = (np.mgrid[:size, :size].astype(np.float32) + 0.5) / size
+    weight = np.zeros((size, size), np.float32)
+    for x0, y0, x1, y1 in boxes:
+        across, down = (x - (x0 + x1) / 2) / ((x1 - x0) / 2 + margin), (y - (y0 + y1) / 2) / ((y1 - y0) / 2 + margin)
+        weight = np.maximum(weight, np.exp(-(across ** 2 + down ** 2) ** 2))
+    weight = 1 + (PART_WEIGHT - 1) * weight
+    return torch.from_numpy(weight / weight.mean())[None]
 
 
 def parts_map(points, size):
-    """focus_map() with the eyes, nose tip and mouth where the landmarks (68, 2) of a crop say; as it is if they are NaN."""
+    """spots() around eyes, nose tip and mouth where the landmarks (68, 2) of a crop say; all alike if they are NaN."""
     if not np.isfinite(points).all():
-        return focus_map(size)
-    y, x = np.mgrid[:size, :size].astype(np.float32)
-    margin = PART_MARGIN * np.linalg.norm(embed.eyes(points)[1])
-    weight = np.zeros((size, size), np.float32)
-    for part in PARTS:
-        low, high = points[part].min(0), points[part].max(0)
-        (cx, cy), (rx, ry) = (low + high) / 2, (high - low) / 2 + margin
-        weight = np.maximum(weight, np.exp(-(((x - cx) / rx) ** 2 + ((y - cy) / ry) ** 2) ** 2))
-    weight = 1 + (PART_WEIGHT - 1) * weight
-    return torch.from_numpy(weight / weight.mean()).float()[None, None]
+        return torch.ones(1, size, size)
+    boxes = [np.concatenate([points[part].min(0), points[part].max(0)]) / size for part in PARTS]
+    return spots(boxes, PART_MARGIN * np.linalg.norm(embed.eyes(points)[1]) / size, size)
 
 
 def picture_loss(y, x, focus):
@@ -276,11 +277,13 @@ class Critic(nn.Module):
         return self.head(x.flatten(1))[:, 0]                                    # (B,)
 
 
-def view(x, align):
-    """The part of pictures (B, 3, r, r) that the critic sees."""
+def view(x, corner):
+    """The half of pictures (B, 3, r, r) that the critic sees; corner: its top and left edge in sides, None: all of it."""
     r = x.shape[-1]
-    top, left = (round(share * r) for share in VIEW)
-    return x[..., top:top + r // 2, left:left + r // 2] if align == "face" else x
+    if corner is None:
+        return x
+    top, left = (round(share * r) for share in corner)
+    return x[..., top:top + r // 2, left:left + r // 2]
 
 
 def r1_penalty(critic, x):
@@ -295,10 +298,14 @@ class Networks(nn.Module):
 
     def __init__(self, size, Z):
         super().__init__()
-        self.decoder = Generator(size, D, Z or D, MAPPING if Z else 0,
-                                 {r: c for r, c in CHANNELS.items() if r <= size}, lr_mlp=1.0)
+        channels = {r: c * (WIDER if Z else 1) for r, c in CHANNELS.items() if r <= size}
+        self.decoder = Generator(size, D, Z or D, MAPPING if Z else 0, channels, lr_mlp=1.0)
         self.encoder = GradualStyleEncoder(self.decoder.L, D, size, DEPTHS, WIDTHS, HEAD)
         self.register_buffer("latent_avg", torch.zeros(D))
+
+    def map(self, z):
+        """z (B, Z) -> w (B, D), without PixelNorm: it would take away how long z is, on which its picture depends."""
+        return self.decoder.style[1:](z)
 
     def image_model(self):
         return ImageModel(self.decoder, self.encoder, self.latent_avg, device=self.latent_avg.device)
@@ -307,8 +314,24 @@ class Networks(nn.Module):
 def reconstruct(ema, x, z):
     """EMA networks on a batch: (G(M(z)) or None, G(E(x))), uint8 pictures; leaves the networks in eval mode."""
     model = ema.image_model()
-    drawn = to_pictures(model.render(model.map(z))) if model.has_actors else None
+    drawn = to_pictures(model.render(ema.map(z)[:, None].expand(-1, model.L, -1))) if model.has_actors else None
     return drawn, to_pictures(model.render(model.encode(x)))
+
+
+@torch.no_grad()
+def at_rest(ema):
+    """A copy whose random actors are calm: the mapping's first layer takes z as heads.calm() of it, and latent_avg is the mean
+    of such actors; the encoder's last biases make up for that, so what it encodes stays."""
+    net = copy.deepcopy(ema)
+    first = net.decoder.style[1]
+    scale, rest = (torch.from_numpy(a).to(first.weight) for a in heads.CALM)                # (Z,) each
+    first.bias += first.scale * first.weight @ rest
+    first.weight *= scale
+    z = torch.randn(20_000, net.decoder.Z, generator=torch.Generator().manual_seed(0)).to(first.weight)
+    net.latent_avg.copy_(net.decoder.style(z).mean(0))
+    for style in net.encoder.styles:
+        style.linear.bias += ema.latent_avg - net.latent_avg
+    return net
 
 
 def save(path, write):
@@ -323,14 +346,14 @@ def save(path, write):
 
 def checkpoint(ema, name, args, step, quality):
     """pSp-layout dict; matrices in half precision, vectors (biases, BatchNorm) in full. quality: added to its opts."""
-    model = ema.image_model()
+    model = (at_rest(ema) if ema.decoder.n_mlp else ema).image_model()
     parts = {f"decoder.{n}": v for n, v in model.generator.state_dict().items()}
     parts.update({f"encoder.{n}": v for n, v in model.encoder.state_dict().items()})
     half = {n: (v.half() if v.is_floating_point() and v.ndim > 1 else v).cpu().clone() for n, v in parts.items()}
     opts = {"name": name, "encoder_type": "GradualStyleEncoder", "output_size": model.size, "lr_mlp": 1.0, "step": step,
             **quality, "command": f"python -m pretrain.image_model {' '.join(args.argv)}",
             "date": datetime.date.today().isoformat(), "torch": str(torch.__version__),
-            "licence": "MIT" if args.source == ["faces"] else "that of the footage"}
+            "licence": "MIT" if ema.decoder.n_mlp else "that of the footage"}
     return {"state_dict": half, "latent_avg": ema.latent_avg.cpu().clone(), "opts": opts}
 
 
@@ -391,21 +414,24 @@ def main(args):
     if args.size < 32 or args.size not in CHANNELS:
         raise InputError(f"--size {args.size} is not one of 32, 64, 128, 256.")
     device = args.device if args.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
-    usual = (STEPS_DRAWN, BATCH_DRAWN) if args.source == ["faces"] else (STEPS_VIDEO, BATCH_VIDEO)
+    rendered = Path(args.source[0]).is_dir()
+    usual = (STEPS_HEADS, BATCH_HEADS) if rendered else (STEPS_VIDEO, BATCH_VIDEO)
     args.steps, args.batch = args.steps or usual[0], args.batch or usual[1]
     if args.precision == "auto":
-        args.precision = "bf16" if args.source != ["faces"] and computes_bf16(device) else "fp32"
+        args.precision = "bf16" if computes_bf16(device) else "fp32"
     dtype = torch.bfloat16 if args.precision == "bf16" else torch.float32
     torch.manual_seed(args.seed)
 
     # Data: pictures to train on, pictures to judge by
-    folder = tempfile.TemporaryDirectory(prefix="faces-")
-    if args.source == ["faces"]:
-        Z = faces.Z
-        train_set = DrawnFaces(args.pool, args.size, args.seed, folder.name)
-        with tempfile.TemporaryDirectory() as held_folder:
-            held_set = DrawnFaces(64, args.size, args.seed + 1_000_000, held_folder)        # z that training never draws
-            held = [held_set[k] for k in range(64)]
+    folder = tempfile.TemporaryDirectory(prefix="crops-")
+    if rendered:
+        files = sorted(Path(args.source[0]).glob("heads-??????.npz"))
+        if len(files) < 2 or len(args.source) > 1:
+            raise InputError(f"{args.source[0]} holds {len(files)} files of rendered heads, at least 2 are needed, in one folder: "
+                             f"make them with: python -m pretrain.heads --render {args.source[0]}")
+        Z, held_files = heads.Z, files[-max(1, len(files) // 50):]              # of people that training never sees
+        train_set, held_set = Heads(files[:-len(held_files)], args.size), Heads(held_files, args.size)
+        held = [held_set[k] for k in np.linspace(0, len(held_set) - 1, min(JUDGED, len(held_set))).astype(int)]
     else:
         Z, file = 0, Path(folder.name) / "crops"
         counts, points = video_crops(args.source, args.size, args.align, file)
@@ -417,9 +443,9 @@ def main(args):
         kept = [k[np.linspace(0, len(k) - 1, min(JUDGED, len(k))).astype(int)] for k in kept]   # every 10th, last 10th
         held_set = VideoFrames(file, shape, points, np.concatenate(kept))
         held = [held_set[k] for k in range(len(held_set))]
-        held_weights = torch.cat([h[2] for h in held]).numpy()                  # (n, size, size)
-        held_parts = held_weights > (held_weights.max((1, 2), keepdims=True) + 1) / 2
         held_measures = measures([h[0].numpy() for h in held]) if args.align == "face" else None
+    held_weights = torch.cat([h[2] for h in held]).numpy()                      # (n, size, size)
+    held_parts = held_weights > (held_weights.max((1, 2), keepdims=True) + 1) / 2
     held_x, held_z = to_network(torch.stack([h[0] for h in held]), device), torch.stack([h[1] for h in held]).to(device)
 
     # Networks, optimiser, or all of it from the state of an interrupted run
@@ -427,11 +453,11 @@ def main(args):
     ema.load_state_dict(net.state_dict())
     optimiser = torch.optim.Adam([{"params": net.decoder.parameters(), "lr": LR_GENERATOR},
                                   {"params": net.encoder.parameters(), "lr": LR_ENCODER}], betas=BETAS)
-    critic, critic_optimiser, critic_from = None, None, math.ceil(CRITIC_FROM * args.steps)
-    if not Z:
-        critic = Critic(view(held_x, args.align).shape[-1]).to(device)
-        slower = R1_EVERY / (R1_EVERY + 1)                                      # lazy R1 slows Adam (StyleGAN2, sec. 3.1)
-        critic_optimiser = torch.optim.Adam(critic.parameters(), LR_CRITIC * slower, [b ** slower for b in BETAS_CRITIC])
+    critic_from = math.ceil((CRITIC_FROM_HEADS if Z else CRITIC_FROM) * args.steps)
+    corner = VIEW if args.align == "face" else None
+    critic = Critic(view(held_x, corner).shape[-1]).to(device)
+    slower = R1_EVERY / (R1_EVERY + 1)                                          # lazy R1 slows Adam (StyleGAN2, sec. 3.1)
+    critic_optimiser = torch.optim.Adam(critic.parameters(), LR_CRITIC * slower, [b ** slower for b in BETAS_CRITIC])
     step = 0
     if args.resume:
         try:
@@ -447,16 +473,14 @@ def main(args):
                                  f"without --resume.")
         if state["step"] >= args.steps:
             raise InputError(f"{output} is finished, all {args.steps} steps; start again without --resume for another one.")
-        if critic is not None and "critic" not in state:
+        if "critic" not in state:
             raise InputError(f"{state_path} is of an earlier version, which had no critic; start again without --resume.")
         net.load_state_dict(state["net"])
         ema.load_state_dict(state["ema"])
         optimiser.load_state_dict(state["optimiser"])
-        if critic is not None:
-            critic.load_state_dict(state["critic"])
-            critic_optimiser.load_state_dict(state["critic_optimiser"])
+        critic.load_state_dict(state["critic"])
+        critic_optimiser.load_state_dict(state["critic_optimiser"])
         step = state["step"]
-    focus_full = focus_map(args.size).to(device)
 
     loader = DataLoader(train_set, args.batch, num_workers=args.workers, prefetch_factor=4 if args.workers else None,
                         worker_init_fn=leave_interrupts,
@@ -468,13 +492,14 @@ def main(args):
         rows = [to_pictures(held_x)]
         made = [reconstruct(ema, x, z) for x, z in zip(held_x.split(16), held_z.split(16))]
         rows += [np.concatenate(column) for column in zip(*made) if column[0] is not None]
-        shown = np.arange(SHEET) if Z else np.linspace(0, len(held) - 1, SHEET).astype(int)
+        shown = np.linspace(0, len(held) - 1, SHEET).astype(int)
         sheet = np.concatenate([np.concatenate(row[shown], 1) for row in rows])            # (rows * size, SHEET * size, 3)
         encoded = cv2.imencode(".png", sheet[..., ::-1])[1]
         save(sheet_path, lambda part: part.write_bytes(encoded.tobytes()))
         if Z:
             values = [psnr(rows[0], row) for row in rows[1:]]
-            quality.update(held_out_psnr=values[-1])
+            quality.update(held_out_psnr=values[-1], held_out_psnr_of_z=values[0],
+                           held_out_sharpness=sharpness(rows[0], rows[-1], held_parts))
         else:
             quality["held_out"], made_measures = {}, measures(rows[1]) if args.align == "face" else None
             for name, part in (("every_10th", slice(0, len(kept[0]))), ("last_10th", slice(len(kept[0]), None))):
@@ -487,9 +512,8 @@ def main(args):
             quality["held_out_psnr"] = values[0]
         save(output, lambda part: torch.save(checkpoint(ema, output.stem, args, step, quality), part))
         state = {"net": net.state_dict(), "ema": ema.state_dict(), "step": step, "optimiser": optimiser.state_dict(),
-                 "options": {name: getattr(args, name) for name in KEPT}}
-        if critic is not None:
-            state.update(critic=critic.state_dict(), critic_optimiser=critic_optimiser.state_dict())
+                 "options": {name: getattr(args, name) for name in KEPT},
+                 "critic": critic.state_dict(), "critic_optimiser": critic_optimiser.state_dict()}
         save(state_path, lambda part: torch.save(state, part))
         return " / ".join(f"{value:.2f}" for value in values)
 
@@ -498,7 +522,7 @@ def main(args):
     handler = signal.signal(signal.SIGINT, lambda *_: stop.append(1))
     bar = tqdm(loader, initial=step, total=args.steps, unit="step", mininterval=1.0, desc=output.name)
     try:
-        for pictures, z, *weights in bar:
+        for pictures, z, weights in bar:
             share = step / args.steps
             r = resolution_at(share, args.size)
             with_encoder = not Z or share >= ENCODER_FROM
@@ -507,16 +531,19 @@ def main(args):
 
             # Targets: the picture at the resolution that is being trained
             x, z = to_network(pictures, device), z.to(device)                   # (B, 3, size, size), (B, Z)
-            focus = focus_full                                                  # (1 or B, 1, size, size)
+            focus = weights.to(device)                                          # (B, 1, size, size)
+            rng = torch.Generator().manual_seed(args.seed + step)
+            if Z and step >= critic_from:
+                corner = (torch.rand(2, generator=rng) / 2).tolist()
             if not Z:                                                           # the weights move with the picture
-                moved = jitter(torch.cat([x, weights[0].to(device)], 1), torch.Generator().manual_seed(args.seed + step))
+                moved = jitter(torch.cat([x, focus], 1), rng)
                 x, focus = moved[:, :3].contiguous(), moved[:, 3:].clamp_min(0)
             target = F.interpolate(x, (r, r), mode="area") if r < args.size else x
 
             # Codes: of the encoder for the last half of the batch, of z for the rest
             codes, loss, half = [], 0.0, len(x) // 2 if Z and with_encoder else len(x) if Z else 0
             if Z:
-                w = net.decoder.style(z)                                        # (B, D)
+                w = net.map(z)                                                  # (B, D)
                 with torch.no_grad():
                     net.latent_avg.lerp_(w.mean(0), 0.01 if step else 1.0)
                 codes.append(w[:half, None].expand(-1, net.decoder.L, -1))      # (half, L, D)
@@ -532,12 +559,12 @@ def main(args):
             # Pictures of the codes against the targets
             y = net.decoder(codes, resolution=r, dtype=dtype)                   # (B, 3, r, r)
             loss = loss + picture_loss(y, target, F.interpolate(focus, (r, r), mode="area"))
-            with_critic = critic is not None and step >= critic_from
+            with_critic = step >= critic_from
             optimiser.zero_grad(set_to_none=True)
             if with_critic:                                                     # non-saturating (StyleGAN2, appendix B)
                 critic.requires_grad_(False)
                 with torch.autocast(torch.device(device).type, dtype, enabled=dtype != torch.float32):
-                    unlike = F.softplus(-critic(view(y, args.align))).mean()
+                    unlike = F.softplus(-critic(view(y, corner))).mean()
                 towards, sharper = (torch.autograd.grad(part, y)[0] for part in (loss, unlike))             # (B, 3, r, r)
                 pull = PULL * min(1.0, (step - critic_from) / (CRITIC_RAMP * args.steps))
                 y.backward(towards + pull * towards.norm() / (sharper.norm() + 1e-12) * sharper)
@@ -547,10 +574,10 @@ def main(args):
 
             # Critic: frames against their reconstructions
             if with_critic:
-                real = view(target, args.align)
+                real = view(target, corner)
                 critic.requires_grad_(True)
                 with torch.autocast(torch.device(device).type, dtype, enabled=dtype != torch.float32):
-                    critic_loss = F.softplus(-critic(real)).mean() + F.softplus(critic(view(y.detach(), args.align))).mean()
+                    critic_loss = F.softplus(-critic(real)).mean() + F.softplus(critic(view(y.detach(), corner))).mean()
                 if (step - critic_from) % R1_EVERY == 0:
                     gamma = R1_WEIGHT * real.shape[-1] ** 2 / args.batch
                     critic_loss = critic_loss + R1_EVERY * gamma * r1_penalty(critic, real)
@@ -575,7 +602,7 @@ def main(args):
         bar.close()
         folder.cleanup()
     print(f"Wrote {output} ({output.stat().st_size / 1e6:.1f} MB), {sheet_path} and {state_path}; held-out PSNR "
-          f"{quality['held_out_psnr']:.2f} dB through the encoder; {(time.time() - started) / 60:.1f} minutes.", file=sys.stderr)
+          f"{quality['held_out_psnr']:.2f} dB through the encoder; {(time.time() - started) / 60:.1f} minutes.{' Random actors are at rest.' if Z else ''}", file=sys.stderr)
     for name, values in quality.get("held_out", {}).items():
         print(f"Held out, {name.replace('_', ' ')} ({values['frames']} frames): {values['psnr']:.2f} dB, sharpness of eyes, nose "
               f"and mouth {values['sharpness']:.2f} of the frames'"
@@ -585,16 +612,15 @@ def main(args):
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0],
                                      formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    parser.add_argument("source", nargs="+", help="the word faces, or one or more videos of the same person")
+    parser.add_argument("source", nargs="+", help="a folder of pretrain/heads.py --render, or one or more videos of the same person")
     parser.add_argument("-o", "--output", default="image_model.pt", help="model to write; .png and .state.pt go beside it")
     parser.add_argument("--align", choices=("face", "none"), default="face", help="of a video: as embed.py's")
     parser.add_argument("--size", type=int, default=128, help="side of the pictures in pixels")
-    parser.add_argument("--steps", type=int, help=f"optimiser steps; without this option {STEPS_DRAWN} on drawn faces, "
+    parser.add_argument("--steps", type=int, help=f"optimiser steps; without this option {STEPS_HEADS} on heads, "
                         f"{STEPS_VIDEO} on a video")
-    parser.add_argument("--batch", type=int, help=f"pictures per step; without this option {BATCH_DRAWN} or {BATCH_VIDEO}")
-    parser.add_argument("--pool", type=int, default=30000, help="different drawn faces (source faces)")
+    parser.add_argument("--batch", type=int, help=f"pictures per step; without this option {BATCH_HEADS} or {BATCH_VIDEO}")
     parser.add_argument("--precision", choices=("auto", "fp32", "bf16"), default="auto",
-                        help="of the feature maps; auto: of a video bf16 where the processor or GPU computes in it, else fp32")
+                        help="of the feature maps; auto: bf16 where the processor or GPU computes in it, else fp32")
     parser.add_argument("--workers", type=int, default=1, help="processes that draw or load pictures")
     parser.add_argument("--every", type=int, default=500, help="steps between contact sheets and saved states")
     parser.add_argument("--resume", action="store_true", help="go on from the state file beside --output")
