@@ -59,7 +59,7 @@ REESTIMATE = 96     # ours: batches for BatchNorm's statistics; 16 moved a short
 DIVERGED = 10       # ours: times the distance of two windows, the most that a critic of slope 1 can claim
 SAVE_SECONDS = 60   # ours: a kill loses at most a minute
 AGREE = 10          # ours: steps after which several processes ask each other whether to stop or save
-STATE = 3           # version of motion.state.pt
+STATE = 4           # version of motion.state.pt
 ALONE = threading.RLock()       # for one thread at a time: torch's random numbers, capture of a CUDA graph
 # TF32 on CUDA; on a CPU what torch makes of it (AVX-512 without AMX: 2.2 times as fast, within 5e-7)
 MATMUL = "medium"
@@ -87,10 +87,8 @@ METHOD = {
     "lambda_gap": (100.0, number(float, 0), "weight of the gradient angle penalty (sec. 3)"),
     "ema": (0.997, number(float, 0, 1), "momentum of averaged weights (suppl. 2.1; sec. 3: 0.995)"),
     # 0.005 (suppl. 2.1), with nothing of ours, learned nothing in 2,300 steps on ten minutes
-    "lr": (0.001, number(float, 0), "learning rate of Adam"),
+    "lr": (0.001, number(float, 0), "learning rate of Adam, constant"),
     "betas": ([0.5, 0.99], number(float, 0, 1), "of Adam (open; ours: DCGAN's first)"),
-    # Level with a constant rate at 1,200 and at 4,000 steps; assets/motion.pt was trained with it
-    "decay": (0.5, number(float, 0, 1), "last share of steps, in which --lr falls to 0 (ours)"),
     # With one, MMD of windows is three to eight times as large after 1,200 steps on ten minutes
     "critic_steps": (3, number(int, 1), "per generator step (open; ours)"),
     # In the paper all windows begin with i (0): nearer there, but samples of 400 frames leave their place
@@ -98,7 +96,7 @@ METHOD = {
     "seed": (0, int, "of all random numbers"),
 }
 # The paper's, or what it is without ours: --recipe paper
-PAPER = {"lr": 0.005, "betas": [0.9, 0.999], "decay": 0.0, "horizon": 0}
+PAPER = {"lr": 0.005, "betas": [0.9, 0.999], "horizon": 0}
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -245,11 +243,9 @@ def networks(codes, args, clips=(), pca=None):
     nets.ema.requires_grad_(False)
     nets.to(device).train()
 
-    # In a CUDA graph a learning rate must be a tensor, and Adam may not look at its steps
-    cuda = device.type == "cuda"
-    lr = torch.tensor(args.lr, device=device) if cuda else args.lr
-    adam = {name: torch.optim.Adam(nets[name].parameters(), lr, args.betas, fused=True, capturable=cuda)
-            for name in "GC"}
+    # In a CUDA graph Adam may not look at its steps
+    adam = {name: torch.optim.Adam(nets[name].parameters(), args.lr, args.betas, fused=True,
+                                   capturable=device.type == "cuda") for name in "GC"}
     return nets, adam
 
 
@@ -871,11 +867,6 @@ def main(args, stop=None):
     bar = tqdm(total=steps, initial=step, unit="step", mininterval=1.0, file=log)
     while step < steps and not stopping:
         # Critic, generator, EMA; sums for the log stay on the device
-        left = (steps - step) / steps
-        lr = args.lr * (min(1.0, left / args.decay) if args.decay else 1.0)
-        for optimiser in adam.values():
-            group, = optimiser.param_groups
-            group["lr"] = group["lr"].fill_(lr) if torch.is_tensor(group["lr"]) else lr     # a graph knows it
         logged = advance(draws(rng))
         totals += logged
         step += 1
@@ -905,7 +896,7 @@ def main(args, stop=None):
         if report and rank == 0:
             own = torch.Generator().manual_seed(args.seed + 1)
             reestimate_batchnorm(nets.ema, args, own)
-            r = {"step": step, "epoch": round(step / per_epoch, 2), "lr": lr,
+            r = {"step": step, "epoch": round(step / per_epoch, 2),
                  **dict(zip(LOGGED, (totals / count).tolist())), **motion_report(nets.ema, real, pca, own),
                  "steps_per_second": round(count / took, 3)}
             rows.append(r)

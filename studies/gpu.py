@@ -324,8 +324,7 @@ def resume(args):
     words, steps = small_codes(args), 4 if args.tiny else 60
     runs = (("whole", steps, ()), ("parts", steps // 2, ()), ("parts", steps, ("--resume",)))
     for name, until, more in runs:
-        constant = "--decay", 0, "--report-every", 1000                         # the rate looks at --steps
-        script(args, *words, "-o", f"{name}.pt", "--steps", until, *constant, *more)
+        script(args, *words, "-o", f"{name}.pt", "--steps", until, "--report-every", 1000, *more)
     whole, parts = (torch.load(args.folder / f"{name}.pt", weights_only=True) for name in ("whole", "parts"))
     pairs = [(whole["generator"][name], parts["generator"][name]) for name in whole["generator"]]
     return {"bit-equal": all(torch.equal(a, b) for a, b in pairs), "steps": parts["step"],

@@ -2,7 +2,7 @@
 
     python -m studies.looping                                     # both at toy size, under a minute
     python -m studies.looping looping --full -o runs              # one sentence three times, 40 models: hours
-    python -m studies.looping ablation ten.npy --holdout unseen.npy --full --steps 2400     # 19 models
+    python -m studies.looping ablation ten.npy --holdout unseen.npy --full --steps 2400     # 16 models
 
 looping: "a very short training sequence (one single sentence, spoken three times, 20 seconds in total)",
 drawn by pretrain/faces.py and embedded by embed.py; models are trained with --horizon 0 (every sampled window
@@ -38,7 +38,6 @@ ROOT = Path(__file__).resolve().parents[1]
 KINDS = {"with": ("with the penalty", (), 20), "without": ("without", ("--lambda-gap", 0), 20)}
 LESS = {"ours": ("train.py's loop", (), 5), "no-angle": ("no angle penalty", ("--lambda-gap", 0), 5),
         "no-later": ("no later windows", ("--horizon", 0), 3),
-        "constant": ("constant rate", ("--decay", 0), 3),
         "one-critic": ("one critic step", ("--critic-steps", 1), 3)}
 LOOPING = "--horizon", 0, "--batch", 32     # ours: 32 windows a step, as 20 seconds hold few
 # On one GPU, ours: 16 overlapped well; 24 are all of the ablation, and most of each half of
