@@ -3423,6 +3423,7 @@ def unusable(toy, tmp_path_factory):
     ("train.py bomb.pt", "bomb.pt .*UnpicklingError"),
     ("train.py named.pt", r"it has: latent.*torch.load\('named.pt'\)\[NAME\]"),
     ("train.py good.npy --batch 3", "--batch 3 .* least 4"),
+    ("train.py good.npy --model noise --steps 9 --window 6", "--model noise is computed.*leave out --steps"),
     ("train.py good.npy -o no/m.pt --window 6", "m.pt cannot be written"),
     ("train.py good.npy --lr 1e30 --steps 20 --window 6 --batch 8 --threads 1",
      "diverged.*no model was saved.*lower --lr"),

@@ -27,7 +27,6 @@ import itertools
 import json
 import math
 import os
-import pickle
 import signal
 import sys
 import threading
@@ -60,7 +59,7 @@ DIVERGED = 10       # ours: times the distance of two windows, the most that a c
 SAVE_SECONDS = 60   # ours: a kill loses at most a minute
 AGREE = 10          # ours: steps after which several processes ask each other whether to stop or save
 STATE = 4           # version of motion.state.pt
-ALONE = threading.RLock()       # for one thread at a time: torch's random numbers, capture of a CUDA graph
+ALONE = threading.Lock()        # for one thread at a time: torch's random numbers, capture of a CUDA graph
 # TF32 on CUDA; on a CPU what torch makes of it (AVX-512 without AMX: 2.2 times as fast, within 5e-7)
 MATMUL = "medium"
 LOGGED = "wasserstein", "gp", "generator", "gap", "phi"             # what a step returns
@@ -337,11 +336,9 @@ def read_array(path):
             raise InputError(f"{path} holds Python objects, which are not run; if you trust it, put the "
                              f"codes (T, L, D) into a file of their own: np.save('codes.npy', {how}[NAME]), "
                              f"or np.stack([*{how}.values()]) where each frame has a name.") from None
-        reason = "perhaps cut short"
-        if of_torch and isinstance(error, (pickle.UnpicklingError, TypeError, RuntimeError)):
-            reason = "which may hold more than tensors of one shape"
-        raise InputError(f"{path} is no readable file of codes ({type(error).__name__}), {reason}; make it "
-                         f"again with embed.py, or put the codes (T, L, D) alone into a .npy.") from None
+        raise InputError(f"{path} is no readable file of codes ({type(error).__name__}); it may be cut short "
+                         f"or hold more than tensors of one shape: make it again with embed.py, or put the "
+                         f"codes (T, L, D) alone into a .npy.") from None
     if isinstance(found, np.ndarray):
         return found
 
@@ -657,7 +654,7 @@ def load_state(path):
     """Training state for --resume. Raises InputError."""
     with contextlib.suppress(Exception):                            # torch raises a dozen types here
         state = torch.load(path, map_location="cpu", weights_only=True)
-        if state["version"] == STATE and METHOD.keys() <= state["options"].keys():
+        if state["version"] == STATE:
             return state
     raise InputError(f"{path} is no training state of this train.py; leave out --resume to start anew.")
 
@@ -683,7 +680,6 @@ def options_parser():
     running = parser.add_argument_group("running")
     running.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
     running.add_argument("--threads", type=number(int, 1), help="of the CPU: as many as torch finds")
-    running.add_argument("--no-cuda-graph", dest="cuda_graph", action="store_false", help="kernel by kernel")
     running.add_argument("--report-every", type=number(int, 1), default=500, help="also saves; steps: 500")
     return parser
 
@@ -713,6 +709,8 @@ def check_options(args, world):
         raise InputError(f"--batch {args.batch} cannot be shared out: give at least {2 * unit}{more}")
     if args.critic == "sparse" and args.window < 3:
         raise InputError("--critic sparse looks at three frames; give --window 3 or more.")
+    if hasattr(models.motion_model(args.model), "fit") and (args.steps or args.epochs):
+        raise InputError(f"--model {args.model} is computed, not trained; leave out --steps and --epochs.")
 
 
 def length(args, per_epoch):
@@ -748,18 +746,18 @@ def main(args, stop=None):
     check_options(args, world)
     T = args.window
     everything, meta = load_training_set(args.latents, T, log)
+    codes, clips, held = everything, meta["clips"], None
+    if not args.holdout:
+        codes, clips, held = hold_out(everything, clips, T)
+    judges = {"training": (codes, clips)}
+    if held:
+        judges["holdout"] = everything[slice(*held)], [(0, held[1] - held[0])]
     if args.holdout:
-        codes, clips, held = everything, meta["clips"], None
         unseen, other = load_training_set([args.holdout], T, log)
         if other["model"] != meta["model"] or unseen.shape[1:] != codes.shape[1:]:
             raise InputError(f"{args.holdout} has codes of another image model than {args.latents[0]}; embed "
                              f"both videos with one.")
-        judges = {"training": (codes, clips), "holdout": (unseen, other["clips"])}
-    else:
-        codes, clips, held = hold_out(everything, meta["clips"], T)
-        judges = {"training": (codes, clips)}
-        if held:
-            judges["holdout"] = everything[slice(*held)], [(0, held[1] - held[0])]
+        judges["holdout"] = unseen, other["clips"]
     digest = hashlib.sha256(codes.tobytes() + repr(clips).encode()).hexdigest()
     if state and state["digest"] != digest:
         raise InputError(f"{state_path} was trained on other codes than {', '.join(map(str, args.latents))}; "
@@ -852,7 +850,7 @@ def main(args, stop=None):
         torch.set_float32_matmul_precision("highest")               # for what is measured and saved
         return logged
 
-    if device.type == "cuda" and args.cuda_graph and not dist.is_initialized():
+    if device.type == "cuda" and not dist.is_initialized():
         advance = graph_of(advance, draws(torch.Generator()), nets, adam)
 
     # A critic of slope 1 cannot put more between two windows than their distance, about (2 T L D)^(1/2)
