@@ -15,6 +15,7 @@ import contextlib
 import hashlib
 import http.server
 import io
+import itertools
 import json
 import math
 import os
@@ -63,6 +64,7 @@ from studies import looping, neighbours, sidebyside, speed, truth
 from studies.goldens import fill, golden_error, pseudo, sine_images
 
 ROOT = Path(__file__).resolve().parent
+DEMO, PHOTO = ROOT / "assets" / "demo.mp4", ROOT / "assets" / "astronaut.jpg"
 
 
 def command(script, *args):
@@ -743,14 +745,19 @@ def test_running_norm_tracks_mean_and_variance():
 
 
 # ------------------------------------------------------------------------------------------------------------
-# What several tests need: a short drawn clip as real H.264, its codes; toy models of random weights, codes
+# What several tests need: a short clip of a head, its codes; toy models of random weights, codes
 # ------------------------------------------------------------------------------------------------------------
+
+def demo(n, size):
+    """The first frames of a head talking, n pictures (size, size, 3) uint8."""
+    frames = itertools.islice(embed.read_video(DEMO), n)
+    return [cv2.resize(frame, (size, size), interpolation=cv2.INTER_AREA) for frame in frames]
+
 
 @pytest.fixture(scope="session")
 def clip(tmp_path_factory):
-    """3 s of a drawn head talking, 256 px, 25 fps."""
-    path = tmp_path_factory.mktemp("clip") / "clip.mp4"
-    return write_video(path, faces.clip(3, 25, seed=8, size=256, voice=1))
+    """3 s of a head talking, 256 px, 25 fps."""
+    return write_video(tmp_path_factory.mktemp("clip") / "clip.mp4", demo(75, 256))
 
 
 @pytest.fixture(scope="session")
@@ -804,6 +811,13 @@ def codes(toy):
     return toy / "codes.npy"
 
 
+def shown(model, u):
+    """Pictures (n, 128, 128, 3) uint8 that faces128 makes of u (n, Z), as pretrain/heads.py has it."""
+    z = torch.from_numpy((u - heads.CALM[1]) / heads.CALM[0])
+    w = model.generator.style[1:](z)                                        # trained without PixelNorm
+    return transfer.render(model, w[:, None].expand(-1, model.L, -1), 4)
+
+
 def write_video(path, frames, fps=25):
     with transfer.VideoWriter(path, fps) as video:
         for frame in frames:
@@ -819,106 +833,6 @@ def decoded(path):
 
 def left_over(folder):
     return [p.name for p in Path(folder).iterdir() if p.name.endswith(".part")]
-
-
-# ------------------------------------------------------------------------------------------------------------
-# pretrain/faces.py
-# ------------------------------------------------------------------------------------------------------------
-
-def with_values(p, **values):
-    p = np.array(p, np.float32)
-    for name, value in values.items():
-        p[faces.NAMES.index(name)] = value
-    return p
-
-
-def test_params_ignore_the_length_of_z_and_stay_inside():
-    z = np.random.RandomState(0).standard_normal((5, faces.Z))
-    p = faces.params(z)
-    assert p.dtype == np.float32 and p.shape == (5, len(set(faces.NAMES))) and np.abs(p).max() < 1
-    assert np.allclose(p, faces.params(7 * z), atol=1e-6)
-    assert np.allclose(np.square(np.arctanh(p.astype(float))).mean(-1), 1, atol=1e-4)
-
-
-def test_drawn_faces_are_smooth_in_their_parameters():
-    p = faces.params(np.random.RandomState(1).standard_normal(faces.Z))
-    picture = faces.draw(p, 64).astype(int)
-    assert np.array_equal(picture, faces.draw(p, 64))
-    for k, step in enumerate(0.02 * np.eye(faces.Z, dtype=np.float32)):
-        change = np.abs(faces.draw(p + step, 64) - picture)
-        assert change.mean() < 1.5, faces.NAMES[k]                              # a little, and no jump
-
-
-def test_dlib_finds_drawn_faces_and_reads_their_motion():
-    p, values, jaw, yaw = faces.actor(8), [], np.linspace(-0.9, 0.7, 12), np.tile([-0.5, 0.0, 0.5], 4)
-    for j, y in zip(jaw, yaw, strict=True):
-        measures = evaluate.face_measures(embed.landmarks(faces.draw(with_values(p, jaw=j, yaw=y), 256)))
-        values.append((measures["mouth_opening"], measures["yaw"]))
-    mouth, turned = np.array(values).T
-    assert np.corrcoef(mouth, jaw)[0, 1] > 0.9 and np.corrcoef(turned, yaw)[0, 1] > 0.9
-
-
-def test_the_crop_is_ffhqs_and_the_camera_moves_it_as_documented():
-    """Eyes: centre 0.11 eye distances below them, side 4 of dlib's, for every turn and shape of the head."""
-    rng = np.random.RandomState(1)
-    for _ in range(20):
-        p = with_values(faces.params(rng.standard_normal(faces.Z)), shift_x=0, shift_y=0, zoom=0, tilt=0)
-        h = faces.in_crop(p, 400)
-        eyes = np.array([[s * h.half, 0, faces.depth(np.array([s * h.half, 0.0]))] for s in (-1, 1)])
-        assert np.allclose(h.to(eyes).mean(0), (199.5, 199.5 - 11), atol=1e-6)
-        front = faces.in_crop(with_values(p, yaw=0, pitch=0, roll=0), 400).to(eyes)
-        assert np.allclose(np.diff(front, axis=0), [[100 / faces.DLIB_EYES, 0]], atol=1e-6)
-
-    def at(**values):
-        points = np.array([[-0.5, 0, 0.0], [0.5, 0, 0]])
-        return faces.in_crop(with_values(np.zeros(faces.Z), **values), 1000).to(points)
-
-    assert np.allclose(at(shift_x=1) - at(), (25, 0), atol=1e-3)
-    assert np.allclose(at(shift_y=-1) - at(), (0, -25), atol=1e-3)
-    assert np.isclose(np.linalg.norm(np.diff(at(zoom=1), axis=0)), 250 / faces.DLIB_EYES * 1.07, atol=1e-3)
-    dx, dy = np.diff(at(tilt=1), axis=0)[0]
-    assert np.isclose(np.degrees(np.arctan2(dy, dx)), 3, atol=1e-3)
-
-
-def test_truth_of_lids_and_lips():
-    def head(**values):
-        return faces.Head(with_values(np.zeros(faces.Z), **values))
-
-    assert np.isclose(faces.openness(head(blink=1).v, 1), 0) and np.allclose(*head(blink=1).lids(1))
-    winked = head(blink=0.55, wink=1).v
-    assert faces.openness(winked, -1) < faces.openness(winked, 1)
-    gaps = []
-    for jaw in (-1, 1):
-        _, upper, lower, *_ = head(jaw=jaw).mouth()
-        gaps.append((lower - upper)[10, 1])
-    assert gaps[0] < 0.06 and 0.35 < gaps[1] < 0.45
-
-
-def test_talk_is_smooth_reproducible_and_depends_on_the_seed():
-    motion, place = faces.talk(1000, 25, seed=3)
-    assert motion.shape == (1000, len(faces.MOTION)) and np.abs(motion).max() <= 1
-    assert np.array_equal(motion, faces.talk(1000, 25, seed=3)[0])
-    assert not np.allclose(motion, faces.talk(1000, 25, seed=4)[0])
-    column = dict(zip(faces.MOTION, motion.T.astype(float), strict=True))
-    for name in ("yaw", "pitch", "roll", "smile", "width"):
-        assert np.abs(np.diff(column[name], 2)).max() < 0.2, name               # no noise from frame to frame
-    closed, shut = column["blink"] > 0.5, column["jaw"] < -0.85
-    assert 8 <= (closed[1:] & ~closed[:-1]).sum() <= 20                         # every 2 to 5 s
-    runs = np.diff(np.flatnonzero(np.diff(np.r_[0, shut, 0])))[::2]
-    assert (runs >= 8).sum() >= 5 and 0.03 < (column["jaw"] > 0).mean() < 0.6   # pauses, and open mouths
-    assert all(np.abs(np.diff(track)).max() < 0.01 for track in place.values())
-    # Twice the frame rate says the same syllables
-    jaw = faces.MOTION.index("jaw")
-    slow, fast = (faces.talk(T, fps, seed=5)[0][:, jaw] for T, fps in ((100, 25), (200, 50)))
-    assert np.allclose(slow, fast[::2], atol=1e-5)
-
-
-def test_faces_command_line(tmp_path):
-    words = "--sheet", tmp_path / "s.png", "--clip", tmp_path / "c.mp4", "--seconds", 0.4, "--size", 64
-    assert_done(run("pretrain.faces", *words))
-    assert cv2.imread(str(tmp_path / "s.png")).shape == (960, 1280, 3)
-    assert decoded(tmp_path / "c.mp4").shape == (10, 64, 64, 3)
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["c.mp4", "s.png"]
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -1182,7 +1096,7 @@ def test_sharpness_is_the_share_of_squared_contrast():
 # embed.py
 # ------------------------------------------------------------------------------------------------------------
 
-def test_embed_crops_where_the_eyes_are(embedded):
+def test_embed_makes_codes_of_a_video(embedded):
     path, printed = embedded
     codes, meta = np.load(path), json.loads(path.with_suffix(".json").read_text())
     rows = meta["frames"]
@@ -1190,22 +1104,23 @@ def test_embed_crops_where_the_eyes_are(embedded):
     assert meta["fps"] == 25 and meta["model"]["name"] == "faces128" and meta["psnr"] > 20
     assert [(f["index"], f["time"], f["clip"]) for f in rows] == [(k, k / 25, 0) for k in range(75)]
 
-    motion, place = faces.talk(75, 25, 1)
-    p, errors, sides = faces.actor(8), [], []
-    for k, row in enumerate(rows):
-        p[len(faces.IDENTITY):len(faces.IDENTITY) + len(faces.MOTION)] = motion[k]
-        corners = faces.eye_corners(p, 256, **{name: float(v[k]) for name, v in place.items()})
-        left, right = corners[:2].mean(0), corners[2:].mean(0)
-        quad = np.array(row["quad"])
-        side = np.linalg.norm(quad[3] - quad[0])
-        wanted = (left + right) / 2 + 0.11 * np.linalg.norm(right - left) * np.array([0, 1])
-        errors.append(np.linalg.norm(quad.mean(0) - wanted) / side)
-        sides.append(side / (4 * 0.13 * 256 * place["head_scale"][k]))
-    assert np.mean(errors) < 0.02 and np.max(errors) < 0.05, (np.mean(errors), np.max(errors))
-    assert abs(np.mean(sides) - 1) < 0.1 and np.std(sides) < 0.03      # zoom steady through the turns
+    # The zoom stays while the head turns, as this one comes no nearer
+    sides = [np.linalg.norm(np.subtract(row["quad"][3], row["quad"][0])) for row in rows]
+    assert np.std(sides) < 0.03 * np.mean(sides)
     assert "--model ffhq" in printed and str(path) in printed and not left_over(path.parent)
     assert sum("psnr" in f for f in rows) == 12
     assert cv2.imread(str(path.with_suffix(".png"))).shape == (2 * 128, 12 * 128, 3)
+
+
+def test_the_crop_lies_where_the_eyes_are():
+    """Of the photo, whose eye corners were read off by hand; how it moves with them is studies/crop.py's."""
+    a, b, c, d = np.array([(192.8, 100.6), (212.6, 103.2), (236.3, 104.6), (257.5, 104.0)])
+    E, e = (a + b + c + d) / 4, (c + d - a - b) / 2
+    quad = embed.survey(PHOTO)["frames"]["quad"][0]
+    x, side = quad[3] - quad[0], np.linalg.norm(quad[3] - quad[0])
+    assert np.linalg.norm(quad.mean(0) - E - 0.11 * np.array([-e[1], e[0]])) < 0.01 * side
+    assert side == pytest.approx(4 * np.linalg.norm(e), rel=0.06)
+    assert abs(np.arctan2(x[1], x[0]) - np.arctan2(e[1], e[0])) < 0.02
 
 
 # Videos whose frames tell their numbers: frame k is a grey of 20 + 5 k, with a white corner at the top left
@@ -1351,7 +1266,7 @@ def test_pictures_are_the_right_way_up(tmp_path, matrix):
 
 @pytest.mark.parametrize("turns, word", ((1, "on their side"), (2, "upside down"), (3, "on their side")))
 def test_heads_that_are_not_upright_are_refused(tmp_path, turns, word):
-    photo = np.rot90(embed.read_picture(ROOT / "assets" / "astronaut.jpg"), turns)
+    photo = np.rot90(embed.read_picture(PHOTO), turns)
     PIL.Image.fromarray(photo).save(tmp_path / "photo.png")
     video = write_video(tmp_path / "v.mp4", [np.ascontiguousarray(photo)] * 3)
     assert_raises(f"heads (are|lie) {word}", embed.survey, video)
@@ -1604,7 +1519,8 @@ def test_split_clips_at_cuts_long_gaps_and_leaps():
 def test_cuts_are_seen_in_any_light(light):
     """And a flash, something that passes before the camera, and a fast pan are none."""
     rng, tracker, pan = np.random.RandomState(0), embed.FaceTracker(), embed.FaceTracker()
-    frames = [frame.mean(2) for who in (8, 6) for frame in faces.clip(0.8, 25, who, 192)]
+    photo = crop_study.moved(embed.read_picture(PHOTO), "talk", 20, 25, noise=0)[0]
+    frames = [frame.mean(2) for frame in (*demo(20, 192), *photo[:, ::2, ::2][:, :192, 32:224])]
     for k in (5, 23):
         frames[k] = 2 * frames[k] + 170
     for k in range(11, 16) if light == 1 else ():       # in the dark it would be as noisy as the head
@@ -1620,7 +1536,7 @@ def test_cuts_are_seen_in_any_light(light):
 
 @pytest.mark.parametrize("light, haze", ((0.08, 0), (0.15, 100)))
 def test_landmarks_are_found_in_the_dark_and_in_fog(light, haze):
-    rng, frame = np.random.RandomState(0), next(faces.clip(1, 25, 8, 256)).mean(2).astype(np.uint8)
+    rng, frame = np.random.RandomState(0), demo(1, 256)[0].mean(2).astype(np.uint8)
     points = embed.landmarks(frame)
     quad = embed.face_quad(points)
     dark = np.clip(light * frame + haze + rng.standard_normal(frame.shape), 0, 255).round().astype(np.uint8)
@@ -1630,7 +1546,7 @@ def test_landmarks_are_found_in_the_dark_and_in_fog(light, haze):
 
 def test_half_a_face_is_none():
     """The head slides out of the picture: it counts until an eye corner or much of the face is gone."""
-    frame = cv2.cvtColor(faces.draw_scene(faces.actor(8), 256), cv2.COLOR_RGB2GRAY)
+    frame = cv2.cvtColor(demo(1, 256)[0], cv2.COLOR_RGB2GRAY)
     points, tracker = embed.landmarks(frame), embed.FaceTracker()
     corner, mouth, nose = points[36, 0], points[62, 1], int(points[30, 0])
     assert embed.whole(points, frame) and embed.whole(points - (corner - 3, 0), frame)
@@ -1640,24 +1556,29 @@ def test_half_a_face_is_none():
     assert all(tracker.step(np.ascontiguousarray(frame[:, nose:]))[0] is None for _ in range(3))
 
 
-def test_align_photo_crops_as_the_drawing_does(tmp_path):
+@pytest.fixture(scope="session")
+def two_heads(tmp_path_factory):
+    """A picture of two heads: that of the photo, and the demo's, which is larger."""
+    path = tmp_path_factory.mktemp("two") / "both.png"
+    PIL.Image.fromarray(np.hstack([embed.read_picture(PHOTO), *demo(1, 512)])).save(path)
+    return path
+
+
+def test_align_photo_crops_the_face_that_is_asked_for(two_heads, tmp_path):
     """Of two heads the larger one; a patch of cloth, which dlib gives a score of 0.00, is none."""
-    large = faces.draw_scene(faces.actor(8), 512)
-    small = faces.draw_scene(faces.actor(6), 512, head_scale=0.7)
-    photo = tmp_path / "photo.png"
-    PIL.Image.fromarray(np.hstack([small, large])).save(photo)
+    photo = two_heads
     crop, count = embed.align_photo(photo, 128)
     E, e = embed.eyes(embed.landmarks(crop))
     assert crop.shape == (128, 128, 3) and crop.dtype == np.uint8 and count == 2
     assert np.linalg.norm(e) == pytest.approx(32, rel=0.05) and abs(np.arctan2(e[1], e[0])) < 0.03
     assert np.allclose(E, (63.5, 63.5 - 0.11 * 32), atol=1.5)
-    pictures = crop, embed.align_photo(photo, 128, face=2)[0], faces.draw(faces.actor(6), 128)
+    pictures = crop, embed.align_photo(photo, 128, face=2)[0], embed.align_photo(PHOTO, 128)[0]
     one, two, three = (evaluate.descriptor(x, embed.landmarks(x)) for x in pictures)
     assert np.linalg.norm(two - three) < 0.7 * np.linalg.norm(one - two)        # and people are told apart
     assert_raises("--face 3, but it shows 2", embed.align_photo, photo, 128, face=3)
-    assert embed.align_photo(ROOT / "assets" / "astronaut.jpg", 64)[1] == 1
-    PIL.Image.new("RGB", (64, 64), "grey").save(photo)
-    assert_raises("photo.png: no face found", embed.align_photo, photo, 128)
+    assert embed.align_photo(PHOTO, 64)[1] == 1
+    PIL.Image.new("RGB", (64, 64), "grey").save(tmp_path / "grey.png")
+    assert_raises("grey.png: no face found", embed.align_photo, tmp_path / "grey.png", 128)
 
 
 # studies/crop.py
@@ -2687,26 +2608,24 @@ def test_an_embedded_clip_keeps_its_rate_motion_and_sound(toy, tmp_path, capsys)
 
 
 def test_reenactment_gives_the_motion_of_one_to_the_face_of_another():
-    """Against truth: the same motion drawn on the photo's face. With the offset trick both faces add up."""
+    """Against truth: both faces shown with the same motion. With the offset trick they add up."""
     model = models.load_image_model("faces128")
-    motion = slice(len(faces.IDENTITY), len(faces.IDENTITY) + len(faces.MOTION))
-    said, clips = faces.talk(200, 25, 9)[0][::20], []
-    for who in (26, 36):
-        p, frames = faces.actor(who), []
-        for m in said:
-            p[motion] = m
-            frames.append(faces.draw(p, 128))
-        clips.append(np.stack(frames))
+    said = heads.CALM[1] + 0.7 * np.random.RandomState(0).standard_normal((10, heads.Z))
+    clips = []
+    for who in (1, 2):
+        u = heads.people(1, who).repeat(10, 0)
+        u[:, heads.MOTION:] = said[:, heads.MOTION:]
+        clips.append(shown(model, u))
     w, w_truth = (model.encode(torch.from_numpy(x).permute(0, 3, 1, 2).float() / 127.5 - 1) for x in clips)
     pca = sample.load_motion(ROOT / "assets" / "motion.pt")[1]["pca"]
 
     def value(codes):
-        shown = transfer.render(model, codes, 4)
-        return np.mean([*map(embed.psnr, shown, clips[1])])
+        return np.mean([*map(embed.psnr, transfer.render(model, codes, 4), clips[1])])
 
     moved = (transfer.move(w, w_truth[3], pca, w[3], mode) for mode in ("relative", "offset"))
     relative, offset = map(value, moved)
-    assert relative > value(w_truth) - 1.5 and relative > offset + 4, (relative, offset)
+    still, best = value(w_truth[3].expand_as(w)), value(w_truth)
+    assert relative > (still + best) / 2 and relative > offset + 4, (still, relative, offset, best)
 
 
 def test_another_generator_renders_the_same_codes(toy, tmp_path, lossless):
@@ -2733,18 +2652,16 @@ def test_an_own_model_is_performed_by_its_own_actor(toy, tmp_path, capsys):
     assert "performed by its own actor (" in capsys.readouterr().err
 
 
-def test_transfer_takes_the_actor_of_a_photo(tmp_path, capsys):
+def test_transfer_takes_the_actor_of_a_photo(two_heads, tmp_path, capsys):
     """Of two the largest, or the one that is asked for."""
-    both, motion = tmp_path / "both.png", ROOT / "assets" / "motion.pt"
-    heads = [faces.draw_scene(faces.actor(who), 400, head_scale=scale) for who, scale in ((8, 0.75), (6, 1))]
-    PIL.Image.fromarray(np.hstack(heads)).save(both)
+    motion = ROOT / "assets" / "motion.pt"
     pca = sample.load_motion(motion)[1]["pca"]
     np.save(tmp_path / "w.npy", pca["mean"][None].numpy())
-    shown = [perform(tmp_path / "w.npy", tmp_path / "v.mp4", motion, actor=[str(both)], face=face)[0]
+    shown = [perform(tmp_path / "w.npy", tmp_path / "v.mp4", motion, actor=[str(two_heads)], face=face)[0]
              for face in (None, 1, 2)]
     assert capsys.readouterr().err.count("shows 2 faces, of which the largest is taken") == 1
     model = models.load_image_model("faces128")
-    PIL.Image.fromarray(heads[1]).save(tmp_path / "photo.png")
+    PIL.Image.fromarray(*demo(1, 512)).save(tmp_path / "photo.png")
     w_new = transfer.photo_actor(model, tmp_path / "photo.png")
     wanted = transfer.render(model, transfer.move(pca["mean"][None], w_new, pca, None), 1)[0]
     assert np.array_equal(shown[0], shown[1])
@@ -2947,9 +2864,18 @@ def test_measures_of_faces_by_hand():
     assert row["ACD"] == 0
 
 
+def test_dlib_reads_the_motion_that_is_shown():
+    u = heads.people(1, 7).repeat(12, 0)
+    u[:, heads.FACE], u[:, heads.MOTION] = np.linspace(-1, 1.5, 12), np.tile([-1.2, 0, 1.2], 4)
+    points = map(embed.landmarks, shown(models.load_image_model("faces128"), u))
+    found = [(m["mouth_opening"], m["yaw"]) for m in map(evaluate.face_measures, points)]
+    for column, wanted in zip(np.transpose(found), heads.params(u)[:, [heads.FACE, heads.MOTION]].T):
+        assert np.corrcoef(column, wanted)[0, 1] > 0.9, (column, wanted)
+
+
 def test_faces_are_judged_alike_in_other_processes(monkeypatch, tmp_path):
     """In the order of the clips; what is cached is not rendered again; errors come through."""
-    face = embed.read_picture(ROOT / "assets" / "astronaut.jpg")[:400, :400]
+    face = embed.read_picture(PHOTO)[:400, :400]
     small = evaluate.judged([face])
     assert small.shape == (1, 256, 256, 3) and (evaluate.judged(small) == small).all()
     monkeypatch.setenv("LOKY_MAX_CPU_COUNT", "2")
@@ -3111,8 +3037,8 @@ def test_the_training_video_is_found_where_it_was_or_beside_its_codes(tmp_path):
         assert evaluate.find_source(tmp_path / "x.npy", named) == found * [tmp_path / "v.mp4"]
 
 
-def test_evaluate_the_drawn_clip(quick, embedded, tmp_path, monkeypatch, capsys):
-    """The embedded models on 3 seconds of a drawn face: all that needs no download, and the page."""
+def test_evaluate_the_embedded_clip(quick, embedded, tmp_path, monkeypatch, capsys):
+    """The embedded models on 3 seconds of the demo: all that needs no download, and the page."""
     for name, value in (("clips", 2), ("frames", 20), ("every", 10)):
         monkeypatch.setitem(evaluate.QUICK, name, value)
     read = quick(embedded[0], ROOT / "assets" / "motion.pt")
@@ -3408,7 +3334,6 @@ def unusable(toy, tmp_path_factory):
     ("embed.py v.mp4 --fps 0", "--fps 0"), ("embed.py v.mp4 --batch 0", "--batch 0"),
     ("embed.py v.mp4 --face 0", "--face 0"), ("embed.py v.mp4 --device abacus", "abacus"),
     ("embed.py v.mp4 --model v.mp4", "v.mp4 cannot be"),
-    ("pretrain/faces.py --clip x.mp4 --seconds nan", "--seconds nan is out of range; give 0.1 to"),
     ("pretrain/heads.py --clip x.mp4 --seconds nan", "--seconds nan is out of range; give 0.1 to"),
     ("pretrain/heads.py --sheet no/x.png", "no/x.png cannot be written; name a .png in a folder that exists"),
     ("pretrain/heads.py --cut no", "No such file or directory: 'no/mpfb2"),
@@ -3478,7 +3403,7 @@ STAGES = ("models", "embed", "train", "sample", "transfer", "evaluate")
 
 
 def test_the_embedded_demo_is_h264_that_dlib_reads():
-    with av.open(str(ROOT / "assets" / "demo.mp4")) as container:
+    with av.open(str(DEMO)) as container:
         stream = container.streams.video[0]
         seconds = float(stream.frames / stream.average_rate)
         assert (stream.codec_context.name, stream.codec_context.pix_fmt) == ("h264", "yuv420p")
