@@ -5,9 +5,10 @@
     python -m studies.looping ablation ten.npy --holdout unseen.npy --full --steps 2400     # 16 models
 
 looping: "a very short training sequence (one single sentence, spoken three times, 20 seconds in total)",
-drawn by pretrain/faces.py and embedded by embed.py; models are trained with --horizon 0 (every sampled window
-begins with i, as in the paper) and a smaller batch; evaluate.py's loop score of 1,500 sampled frames says
-which of them loop. ablation: train.py's loop, and with one thing less in each row, by train.py's measures.
+rendered by pretrain/heads.py (3 minutes; pretrain/requirements.txt) and embedded by embed.py; models are
+trained with --horizon 0 (every sampled window begins with i, as in the paper) and a smaller batch;
+evaluate.py's loop score of 1,500 sampled frames says which of them loop. ablation: train.py's loop, and with
+one thing less in each row, by train.py's measures. At toy size a random walk takes the place of the video.
 
 Stop and start again as you like: what is finished is kept. Writes a JSON for each into the folder of -o; the
 tables go to standard output. On a GPU the trainings are threads of one process, whose kernels overlap; those
@@ -77,12 +78,13 @@ def run_train(args, *words):
 
 
 def sentence(folder, full):
-    """Codes of one sentence spoken three times; at toy size a random walk in their place."""
+    """Codes of one sentence spoken three times; at toy size of a random walk."""
     video, latents = folder / "sentence.mp4", folder / "sentence.npy"
     if latents.is_file():
         return latents
     if full:
-        run("-m", "pretrain.faces", "--clip", video, "--seconds", 20, "--times", 3, "--seed", 8)
+        if not video.is_file():
+            run("-m", "pretrain.heads", "--clip", video, "--seconds", 20, "--times", 3, "--size", 256)
         run("embed.py", video, "-o", latents)
         return latents
     rng = np.random.RandomState(0)
