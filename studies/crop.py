@@ -370,7 +370,7 @@ def main(args):
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("clips", nargs="*", metavar="CLIP", help="two videos of one head each, seen all the "
-                        "time; else the demo's drawn head, and a photograph that moves")
+                        "time; else the demo, and a photograph that moves")
     parser.add_argument("--full", action="store_true", help="all movements and cases (5 minutes)")
     parser.add_argument("--only", metavar="WORDS", help="only the hard videos whose name has these words")
     parser.add_argument("--keep", metavar="FOLDER", help="where the videos are kept; without it they are not")
