@@ -977,13 +977,21 @@ def shards_of_heads(folder, files=3, each=4, size=40):
 
 def test_image_model_of_rendered_heads(tmp_path):
     folder = shards_of_heads(tmp_path / "heads")
-    assert_done(run("pretrain/image_model.py", folder, "-o", tmp_path / "tiny.pt", *TINY), "at rest")
+    assert_done(run("pretrain.image_model", folder, "-o", tmp_path / "tiny.pt", *TINY), "at rest")
     model = models.load_image_model(tmp_path / "tiny.pt")
     assert (model.size, model.L, model.Z, model.has_actors) == (32, 8, heads.Z, True)
+    quality = torch.load(tmp_path / "tiny.pt", weights_only=True)["opts"]["quality"]["people"]
+    assert quality["frames"] == 4 and quality["psnr"] > 5 and quality["psnr_of_z"] > 5
+
+    # Actors are put to rest in the file; what is encoded stays but for half precision
+    net, x = image_model.Networks(32, heads.Z).eval(), torch.rand(2, 3, 32, 32)
+    net.load_state_dict(state_of(tmp_path / "tiny.pt")["ema"])
+    with torch.no_grad():
+        assert torch.allclose(model.encode(x), net.encoder(x) + net.latent_avg, atol=0.01)
     assert cv2.imread(str(tmp_path / "tiny.png")).shape == (3 * 32, image_model.SHEET * 32, 3)
     (folder / "heads-000001.npz").unlink()
     (folder / "heads-000002.npz").unlink()
-    refused = run("pretrain/image_model.py", folder, "-o", tmp_path / "b.pt", *TINY)
+    refused = run("pretrain.image_model", folder, "-o", tmp_path / "b.pt", *TINY)
     assert_refused(refused, "1 files of rendered heads")
 
 
@@ -1001,12 +1009,12 @@ def test_actors_at_rest_are_built_into_the_file():
 
 
 def test_image_model_of_own_footage_has_one_actor(tmp_path, clip):
-    result = run("pretrain/image_model.py", clip, "-o", tmp_path / "own.pt", *TINY)
+    result = run("pretrain.image_model", clip, "-o", tmp_path / "own.pt", *TINY)
     model = models.load_image_model(tmp_path / "own.pt")
     assert not model.has_actors and model.L == 8
-    held_out = torch.load(tmp_path / "own.pt", weights_only=True)["opts"]["held_out"]
-    assert [*held_out] == ["every_10th", "last_10th"]
-    for name, part in held_out.items():
+    quality = torch.load(tmp_path / "own.pt", weights_only=True)["opts"]["quality"]
+    for name in ("every_10th", "last_10th"):
+        part = quality[name]
         assert part["psnr"] > 5 and part["sharpness"] > 0 and set(image_model.MEASURES) < set(part)
         assert_done(result, f"Held out, {name.replace('_', ' ')} (7 frames): {part['psnr']:.2f} dB")
 
