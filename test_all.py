@@ -2004,25 +2004,6 @@ def test_stopped_and_killed_training_goes_on_to_the_same_end(codes, tmp_path, ca
     assert {20, 20 * kills} <= {row["step"] for row in state_of(output)["rows"]}
 
 
-def test_torchrun_trains_one_model(codes, tmp_path):
-    """Two processes on the CPU, each with half of the batch: one set of files, about the losses of one."""
-    two = ("torch.distributed.run", "--nproc-per-node", 2, ROOT / "train.py", codes, "--device", "cpu",
-           "-o", tmp_path / "two.pt", "--resume", *SMALL, "--batch")
-    refused = run(*two, 6, "--steps", 1)
-    assert refused.returncode and b"a multiple of 4 for 2 processes" in refused.stderr
-    assert refused.stderr.count(b"train.py: --batch") == 1
-    for steps in (10, 12):
-        result = run(*two, 32, "--steps", steps)
-        assert_done(result)
-        assert result.stderr.count(b"wrote") == 1
-    trained(codes, tmp_path / "one.pt", "--steps", 10, *SMALL, "--batch", 32)
-    one, two = (state_of(tmp_path / name) for name in ("one.pt", "two.pt"))
-    assert two["step"] == 12 and one["nets"]["pool"].shape == two["nets"]["pool"].shape == (16, 4, 32)
-    assert two["rows"][0]["step"] == 10 and not left_over(tmp_path)
-    for name in ("gp", "phi"):
-        assert two["rows"][0][name] == pytest.approx(one["rows"][0][name], rel=0.1)
-
-
 def test_the_study_of_loops(codes, tmp_path):
     """At toy size: without the penalty its weight is 0; a score is that of the sample."""
     folder = tmp_path / "looping"

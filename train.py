@@ -7,15 +7,14 @@
     python train.py latents.npy --holdout unseen.npy       # judged on video that it does not learn from
     python train.py latents.npy --recipe paper             # the paper's own settings where it states them
     python train.py latents.npy --model stylegan_v         # another motion model, under the same critic
-    torchrun --nproc-per-node=4 train.py latents.npy       # the batch shared by 4 processes (GPUs or cores)
 
 Fox et al., BMVC 2021 (arXiv:2107.07224), sec. 3 and supplement 2.1; no picture is rendered. H, P, T, C and
 the penalties are in models.py. Writes motion.pt (all that sample.py needs), motion.state.pt (every minute,
 too: all that --resume needs) and motion.csv (a row per report).
 
-Shapes: N training frames, B batch, T frames of a window, L style rows, D style width. On a CPU one seed,
-number of threads and number of processes give one result bit for bit, interrupted or not; on CUDA the random
-numbers are the same, but the order of sums is not.
+Shapes: N training frames, B batch, T frames of a window, L style rows, D style width. On a CPU one seed and
+number of threads give one result bit for bit, interrupted or not; on CUDA the random numbers are the same,
+but the order of sums is not.
 """
 
 import argparse
@@ -35,7 +34,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from sklearn.decomposition import PCA
 from torch import nn
 from tqdm import tqdm
@@ -57,7 +55,6 @@ MOMENTS = 16        # ours: coordinates whose kurtosis is averaged; later ones h
 REESTIMATE = 96     # ours: batches for BatchNorm's statistics; 16 moved a short distance from 7.5 to 9.1 %
 DIVERGED = 10       # ours: times the distance of two windows, the most that a critic of slope 1 can claim
 SAVE_SECONDS = 60   # ours: a kill loses at most a minute
-AGREE = 10          # ours: steps after which several processes ask each other whether to stop or save
 STATE = 4           # version of motion.state.pt
 ALONE = threading.Lock()        # for one thread at a time: torch's random numbers, capture of a CUDA graph
 # TF32 on CUDA; on a CPU what torch makes of it (AVX-512 without AMX: 2.2 times as fast, within 5e-7)
@@ -128,18 +125,15 @@ def train_step(nets, adam, draws, codes, starts, args):
         gp = gradient_penalty(C, p_real, p_fake, draws["mix"][k])
         adam["C"].zero_grad()
         (loss_C + args.lambda_gp * gp).backward()
-        average([p.grad for p in C.parameters()])
         adam["C"].step()
 
     # Generator: -mean C(w) + lambda_GAP mean max(0, pi/4 - phi)^2, phi for the windows that begin with i
     C.requires_grad_(False)
     loss_G = -C.score(C.first_layer(w, later)).mean()
     norm.update((l[:first, -1] - l[:first, 0]).detach())
-    average([norm.mean, norm.var])
     gap, phi = gradient_angle_penalty(l[:first], i, s, norm)
     adam["G"].zero_grad()
     (loss_G + args.lambda_gap * gap).backward()
-    average([p.grad for p in G.parameters()])
     adam["G"].step()
     C.requires_grad_(True)
 
@@ -219,7 +213,7 @@ def reestimate_batchnorm(G, args, rng):
 
 
 # ------------------------------------------------------------------------------------------------------------
-# What is trained, on one device or by several processes
+# What is trained
 # ------------------------------------------------------------------------------------------------------------
 
 def networks(codes, args, clips=(), pca=None):
@@ -282,29 +276,6 @@ def graph_of(step, draws, nets, adam):
         return logged
 
     return replay
-
-
-def join_processes(args):
-    """Under torchrun: join the others, each with a GPU of its own or on the CPU. -> their number, own number.
-
-    As in DistributedDataParallel: own share of a batch, own BatchNorm statistics, averaged gradients.
-    """
-    if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ:
-        return 1, 0
-    cuda = args.device == "auto" and torch.cuda.is_available() or args.device.startswith("cuda")
-    if cuda:
-        args.device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
-    dist.init_process_group("nccl" if cuda else "gloo")
-    return dist.get_world_size(), dist.get_rank()
-
-
-def average(tensors):
-    """The mean over all processes in place of each process's own values."""
-    if dist.is_initialized():
-        flat = torch.cat([t.flatten() for t in tensors])
-        dist.all_reduce(flat)
-        for t, mean in zip(tensors, (flat / dist.get_world_size()).split([t.numel() for t in tensors])):
-            t.copy_(mean.view_as(t))
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -701,12 +672,10 @@ def settle(args, state=None):
         args.epochs, args.steps = state["options"]["epochs"], state["options"]["steps"]
 
 
-def check_options(args, world):
+def check_options(args):
     """Raise InputError for what no parser of a single option can see."""
-    unit = world * (2 if later_windows(args) else 1)                # windows of each sort for each process
-    if args.batch < 2 * unit or world > 1 and args.batch % unit:
-        more = f", and a multiple of {unit} for {world} processes." if world > 1 else "."
-        raise InputError(f"--batch {args.batch} cannot be shared out: give at least {2 * unit}{more}")
+    if later_windows(args) and args.batch < 4:
+        raise InputError(f"--batch {args.batch} has less than two windows of each sort; give at least 4.")
     if args.critic == "sparse" and args.window < 3:
         raise InputError("--critic sparse looks at three frames; give --window 3 or more.")
     if hasattr(models.motion_model(args.model), "fit") and (args.steps or args.epochs):
@@ -732,18 +701,17 @@ def main(args, stop=None):
     state_path = output.with_suffix(".state.pt")
     if args.threads:
         torch.set_num_threads(args.threads)
-    world, rank = join_processes(args)
     device = models.pick_device(args.device)
     if device.type == "cuda":
         torch.cuda.set_device(device)                               # streams and graphs are on it
         if torch.cuda.current_stream() == torch.cuda.default_stream():          # which cannot be captured
             torch.cuda.set_stream(torch.cuda.Stream())              # kept by a thread for all its trainings
-    log = sys.stderr if rank == 0 and stop is None else open(os.devnull, "w")   # one of several
+    log = sys.stderr if stop is None else open(os.devnull, "w")     # one of several is silent
 
     # Options, and the codes to learn from and to judge by
     state = load_state(state_path) if args.resume and state_path.is_file() else None
     settle(args, state)
-    check_options(args, world)
+    check_options(args)
     T = args.window
     everything, meta = load_training_set(args.latents, T, log)
     codes, clips, held = everything, meta["clips"], None
@@ -805,22 +773,16 @@ def main(args, stop=None):
         print(f"{state_path} is not there yet: the training begins.", file=log)
     elif output.exists():
         print(f"{output} exists and is replaced at the first report (--resume would continue it).", file=log)
-    whole_pool, nets.pool = nets.pool, nets.pool[rank::world].clone()           # each process has its share
     if step >= steps:
         print(f"{output} has its {step} steps already; ask for more with --steps or --epochs.", file=log)
         return
 
     # Saving: the state for --resume
     def save_state():
-        pool = torch.zeros_like(whole_pool)
-        pool[rank::world] = nets.pool
-        if world > 1:
-            dist.all_reduce(pool)
-        if rank == 0:
-            moments = {name: optimiser.state_dict()["state"] for name, optimiser in adam.items()}
-            whole = {"nets": {**nets.state_dict(), "pool": pool}, "adam": moments, "rng": rng.get_state(),
-                     "step": step, "rows": rows, "options": vars(args), "digest": digest, "version": STATE}
-            write_atomically(state_path, lambda part: torch.save(whole, part))
+        moments = {name: optimiser.state_dict()["state"] for name, optimiser in adam.items()}
+        whole = {"nets": nets.state_dict(), "adam": moments, "rng": rng.get_state(), "step": step,
+                 "rows": rows, "options": vars(args), "digest": digest, "version": STATE}
+        write_atomically(state_path, lambda part: torch.save(whole, part))
 
     def save_rows(path):
         names = list(rows[-1])                                      # resumed with --holdout, it has more
@@ -839,10 +801,8 @@ def main(args, stop=None):
     widths = nets.G.start, nets.G.noise
 
     def draws(rng):
-        drawn = {name: value[:, rank::world].contiguous() if value.dim() else value
-                 for name, value in way.draw(rng, step, len(starts), args, widths).items()}
         return {name: (value.pin_memory() if device.type == "cuda" else value).to(device, non_blocking=True)
-                for name, value in drawn.items()}
+                for name, value in way.draw(rng, step, len(starts), args, widths).items()}
 
     def advance(drawn):
         torch.set_float32_matmul_precision(MATMUL)
@@ -850,82 +810,68 @@ def main(args, stop=None):
         torch.set_float32_matmul_precision("highest")               # for what is measured and saved
         return logged
 
-    if device.type == "cuda" and not dist.is_initialized():
+    if device.type == "cuda":
         advance = graph_of(advance, draws(torch.Generator()), nets, adam)
 
     # A critic of slope 1 cannot put more between two windows than their distance, about (2 T L D)^(1/2)
     too_far = DIVERGED * math.sqrt(2 * T * L * D)
     judged = args.holdout or (f"{held[1] - held[0]} frames held out" if held else "nothing held out")
-    where = f"{device} x {world}" if world > 1 else device
     print(f"{N} frames, {len(starts)} windows of {T}, {judged}; codes {L} x {D}; {per_epoch} steps an epoch, "
-          f"{steps} steps on {where}", file=log)
+          f"{steps} steps on {device}", file=log)
     totals = torch.zeros(len(LOGGED), device=device)                # since the last report, or the resume
     since, began = step, time.perf_counter()
     saved_at, stopping = began, False
-    bar = tqdm(total=steps, initial=step, unit="step", mininterval=1.0, file=log)
-    while step < steps and not stopping:
-        # Critic, generator, EMA; sums for the log stay on the device
-        logged = advance(draws(rng))
-        totals += logged
-        step += 1
-        bar.update()
+    with tqdm(total=steps, initial=step, unit="step", mininterval=1.0, file=log) as bar:
+        while step < steps and not stopping:
+            # Critic, generator, EMA; sums for the log stay on the device
+            logged = advance(draws(rng))
+            totals += logged
+            step += 1
+            bar.update()
 
-        # When to stop, report and save: all processes at the same step
-        stopping, due = bool(stop), time.perf_counter() - saved_at > SAVE_SECONDS
-        if world > 1 and step % AGREE:
-            stopping = due = False
-        elif world > 1:
-            votes = torch.tensor([stopping, due], dtype=torch.float32, device=device)
-            average([votes])
-            stopping, due = (votes > 0).tolist()
-        done = step == steps or stopping
-        report = done or step % args.report_every == 0
-        save = report or due
-        if save:
-            distance, weights = abs(logged[0].item()), sum(p.sum() for p in nets.parameters()).item()
-            if not math.isfinite(distance + weights) or args.lambda_gp > 0 and distance > too_far:
-                kept = f"{output} is that of step {rows[-1]['step']}" if rows else "no model was saved"
-                raise InputError(f"training diverged before step {step}: {kept}; begin with a lower --lr.")
+            # When to stop, report and save
+            stopping = bool(stop)
+            report = step == steps or stopping or step % args.report_every == 0
+            save = report or time.perf_counter() - saved_at > SAVE_SECONDS
+            if save:
+                distance, weights = abs(logged[0].item()), sum(p.sum() for p in nets.parameters()).item()
+                if not math.isfinite(distance + weights) or args.lambda_gp > 0 and distance > too_far:
+                    kept = f"{output} is that of step {rows[-1]['step']}" if rows else "no model was saved"
+                    raise InputError(f"training diverged before step {step}: {kept}; begin with a lower "
+                                     f"--lr.")
 
-        # Report: how far sampled motion is from real motion, with random numbers of its own
-        if report:
-            average([totals])
-            count, took = step - since, time.perf_counter() - began
-        if report and rank == 0:
-            own = torch.Generator().manual_seed(args.seed + 1)
-            reestimate_batchnorm(nets.ema, args, own)
-            r = {"step": step, "epoch": round(step / per_epoch, 2),
-                 **dict(zip(LOGGED, (totals / count).tolist())), **motion_report(nets.ema, real, pca, own),
-                 "steps_per_second": round(count / took, 3)}
-            rows.append(r)
-            write_atomically(output.with_suffix(".csv"), save_rows)
-            save_model(nets.ema, step)
-            tqdm.write(f"step {step:6d}  W {r['wasserstein']:8.3f}  phi {math.degrees(r['phi']):4.1f} deg  "
-                       f"{in_words(r)}  {count / took:.2f} steps/s", file=log)
-        if report:
-            totals.zero_()
-            since, began = step, time.perf_counter()
+            # Report: how far sampled motion is from real motion, with random numbers of its own
+            if report:
+                count, took = step - since, time.perf_counter() - began
+                own = torch.Generator().manual_seed(args.seed + 1)
+                reestimate_batchnorm(nets.ema, args, own)
+                r = {"step": step, "epoch": round(step / per_epoch, 2),
+                     **dict(zip(LOGGED, (totals / count).tolist())),
+                     **motion_report(nets.ema, real, pca, own),
+                     "steps_per_second": round(count / took, 3)}
+                rows.append(r)
+                write_atomically(output.with_suffix(".csv"), save_rows)
+                save_model(nets.ema, step)
+                tqdm.write(f"step {step:6d}  W {r['wasserstein']:8.3f}  phi {math.degrees(r['phi']):4.1f} "
+                           f"deg  {in_words(r)}  {count / took:.2f} steps/s", file=log)
+                totals.zero_()
+                since, began = step, time.perf_counter()
 
-        # The state after the model: a state at the last step means that the model is there
-        if save:
-            save_state()
-            saved_at = time.perf_counter()
-    bar.close()
+            # The state after the model: a state at the last step means that the model is there
+            if save:
+                save_state()
+                saved_at = time.perf_counter()
+
     if step < steps:
         raise KeyboardInterrupt(f"stopped at step {step} of {steps} and saved; go on with --resume.")
     print(f"wrote {output} (step {step}) and beside it .state.pt, .csv", file=log)
 
 
 if __name__ == "__main__":
-    status, said = 0, ""
+    parser = options_parser()
     try:
-        main(options_parser().parse_args())
+        main(parser.parse_args())
     except InputError as error:
-        status, said = 2, str(error)
+        parser.exit(2, f"train.py: {error}\n")
     except KeyboardInterrupt as error:
-        status, said = 130, str(error) or "stopped before the first step."
-    if dist.is_initialized():
-        dist.destroy_process_group()
-    if said and os.environ.get("LOCAL_RANK", "0") == "0":           # under torchrun, one per machine speaks
-        print(f"train.py: {said}", file=sys.stderr)
-    sys.exit(status)
+        parser.exit(130, f"train.py: {str(error) or 'stopped before the first step.'}\n")

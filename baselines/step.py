@@ -36,7 +36,6 @@ def own_loss(nets, l, i, s, args):
     G, first = nets.G, len(i)
     if isinstance(G, MotionGenerator):
         nets.norm.update((l[:first, -1] - l[:first, 0]).detach())
-        train.average([nets.norm.mean, nets.norm.var])
         gap, phi = gradient_angle_penalty(l[:first], i, s, nets.norm)
         return args.lambda_gap * gap, phi
     loss = G.extra() if hasattr(G, "extra") else torch.zeros((), device=l.device)
@@ -59,7 +58,6 @@ def train_step(nets, adam, draws, codes, starts, args):
         loss, loss_C, penalty = critic_losses(C, codes[frames], w.detach(), later, draws, k, args)
         adam["C"].zero_grad()
         loss.backward()
-        train.average([p.grad for p in C.parameters()])
         adam["C"].step()
 
     C.requires_grad_(False)
@@ -70,7 +68,6 @@ def train_step(nets, adam, draws, codes, starts, args):
     own, phi = own_loss(nets, l, i, s, args)
     adam["G"].zero_grad()
     (loss_G + own).backward()
-    train.average([p.grad for p in G.parameters()])
     adam["G"].step()
     C.requires_grad_(True)
 

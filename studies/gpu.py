@@ -300,11 +300,11 @@ def encoder(args):
     return found
 
 
-def script(args, *words, launcher=()):
+def script(args, *words):
     """train.py in a process of its own -> seconds. Its words on stderr become the error."""
     began = time.perf_counter()
     device = [] if args.device.type == "cuda" else ["--device", "cpu"]
-    command = [sys.executable, *launcher, ROOT / "train.py", *map(str, words), *device]
+    command = [sys.executable, ROOT / "train.py", *map(str, words), *device]
     done = subprocess.run(command, text=True, capture_output=True, cwd=args.folder)
     if done.returncode:
         raise RuntimeError(done.stderr[-2000:])
@@ -329,14 +329,6 @@ def resume(args):
     pairs = [(whole["generator"][name], parts["generator"][name]) for name in whole["generator"]]
     return {"bit-equal": all(torch.equal(a, b) for a, b in pairs), "steps": parts["step"],
             "largest difference": max((a.double() - b.double()).abs().max().item() for a, b in pairs)}
-
-
-def torchrun(args):
-    """One process under torchrun: nccl on CUDA (no graph), gloo on the CPU."""
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "1"]
-    steps = 3 if args.tiny else 60
-    took = script(args, *small_codes(args), "-o", "torchrun.pt", "--steps", steps, launcher=launcher)
-    return {"steps": torch.load(args.folder / "torchrun.pt", weights_only=True)["step"], "seconds": took}
 
 
 def epochs(args):
@@ -368,7 +360,7 @@ def train_report(path):
 
 
 PARTS = {"goldens": goldens, "step": step, "profile": profile, "rendering": rendering, "encoder": encoder,
-         "resume": resume, "torchrun": torchrun, "compiled": compiled, "epochs": epochs}
+         "resume": resume, "compiled": compiled, "epochs": epochs}
 
 
 def apart(args):
