@@ -58,7 +58,7 @@ import train
 import transfer
 from baselines import longvideogan, one_style
 from models import InputError
-from pretrain import faces, heads, image_model
+from pretrain import heads, image_model
 from studies import crop as crop_study
 from studies import looping, neighbours, sidebyside, speed, truth
 from studies.goldens import fill, golden_error, pseudo, sine_images
@@ -3060,31 +3060,63 @@ def test_motion_models_side_by_side(embedded, tmp_path, monkeypatch):
 
 
 def test_truth_study(monkeypatch, capsys):
-    """At its smallest: what is drawn can be read, transfer keeps some of it, and the control nothing."""
-    small = {"seeds": (8,), "voices": 2, "seconds": 2.4, "size": 192, "heads": 300, "held_out": 40,
-             "clips": 1, "frames": 25, "ceiling": 2}
-    monkeypatch.setattr(truth, "SMALL", small)
+    """At its smallest, the image model's own pictures taken for renders: each table says what it must."""
+    model, told = models.load_image_model("faces128"), []
+
+    def rendered(z, size, what):
+        """As if heads.params() were linear in what moves."""
+        u = np.column_stack([stats.norm.ppf(0.5 + 0.49 * z[:, :heads.MOTION]), z[:, heads.MOTION:] / 0.42])
+        told.append(len(z))
+        mask = np.ones((len(z), size, size), bool)
+        return truth.through_z(model, u.astype(np.float32)), {"eyes": mask, "mouth": mask}
+
+    monkeypatch.setattr(truth, "rendered", rendered)
+    monkeypatch.setattr(truth, "SMALL", {"heads": 60, "drawn": 60, "steps": 80, "held_out": 16, "clips": 1,
+                                         "frames": 20, "ceiling": (2, 40)})
     truth.main(argparse.Namespace(motion=ROOT / "assets" / "motion.pt", full=False))
     lines = [line[1:-1].split("|") for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
     rows = {name.strip(): [cell.strip() for cell in cells] for name, *cells in lines}
-    rough, yaw = ([float(v) for v in rows[name]] for name in ("roughness", "R2 of yaw"))
-    assert 0 < min(rough) and max(rough) < 3 and yaw[0] > 0.5 > yaw[3]          # drawn, control
-    assert float(rows["yaw"][0]) > 0.5 and rows["training actor"][1] == "-"
-    assert 0 < float(rows["perfect transfer"][1]) <= 1 and float(rows["offset trick"][1]) > 0
-    # Roughness of white noise, of a sine, of a straight line
-    wave = np.sin(2 * np.pi * 0.05 * np.arange(4000))[:, None, None]
-    noise = np.random.RandomState(0).standard_normal((4000, 4, 16))
-    assert truth.roughness(noise) == pytest.approx(3, rel=0.02)
-    assert truth.roughness(wave) == pytest.approx((2 * np.sin(np.pi * 0.05)) ** 2, rel=1e-3)
-    assert truth.roughness(np.arange(30.0)[:, None, None]) == pytest.approx(0)
-    # A reader that reads skin and yaw alone
-    known = np.array([name in ("skin", "yaw") for name in faces.NAMES])
-    reader = {"r2": known, "spread": np.full(faces.Z, 0.5)}
-    read, own = np.random.RandomState(1).standard_normal((2, 60, faces.Z))
-    read[:, faces.NAMES.index("skin")] = np.tile([0.1, -0.1], 30)
+    assert told == [60, 16, 10, 10] and rows["faces that dlib finds, %"] == 3 * ["100.00"]
+    assert rows["PSNR, dB"][0] == "-" and float(rows["PSNR, dB"][2]) > 22
+    assert float(rows["sharpness, eyes"][2]) < 1.1 and 0 < float(rows["identity distance"][2]) < 0.5
+    assert all(float(share) > 0.5 for share in rows["yaw"][:4]) and 0 < float(rows["yaw"][4]) < 10
+    assert all(0 < int(cell.split()[0]) <= 11 for cell in rows["motion, R2 above 0.5"][:4])
+    assert rows["training actor"][1] == "-" and float(rows["perfect transfer"][1]) > 0.5
+
+
+def test_what_truth_counts():
+    """A reader that reads tone and yaw alone: drift, motion kept; and whether one way is ahead of two."""
+    tone, yaw = heads.NAMES.index("tone"), heads.NAMES.index("yaw")
+    reader = {"r2": np.isin(np.arange(heads.Z), (tone, yaw)), "spread": np.full(heads.Z, 0.5)}
+    read, own = np.random.RandomState(1).standard_normal((2, 60, heads.Z))
+    read[:, tone] = np.tile([0.1, -0.1], 30)
     assert truth.drift(read, reader) == pytest.approx(100 * 0.1 / 0.5)
-    read[:, faces.NAMES.index("yaw")] = 0.5 * own[:, faces.NAMES.index("yaw")] + 3
+    read[:, yaw] = 0.5 * own[:, yaw] + 3
     assert truth.kept(read, own, reader) == pytest.approx((1, 1 - 0.25))
+    columns = (0.9, 0.8, 0.7), (0.8, 0.9, 0.6), (0.7, 0.1, 0.6)
+    assert truth.ahead({way: {"r": column} for way, column in zip(truth.WAYS, columns)}, "r") == 2
+
+
+def test_sharpness_of_truth():
+    """Twice the contrast has four times the squared Laplacian, where it is looked at."""
+    real = np.random.RandomState(0).randint(100, 130, (1, 64, 64, 3)).astype(np.uint8)
+    left = np.arange(64)[None, None].repeat(64, 1) < 30
+    made = np.where(left[..., None], 2 * (real - 100), real).astype(np.uint8)
+    a, b = truth.laplacian(real), truth.laplacian(made)
+    assert a.shape == (1, 64, 64) and b[:, :, :28].sum() == pytest.approx(4 * a[:, :, :28].sum(), rel=0.1)
+    assert np.array_equal(a[:, :, 32:], b[:, :, 32:])
+
+
+def test_a_mirrored_head_is_read_as_one():
+    """Reading a picture and its mirror image differ by the sign of what turns round."""
+    pictures = np.random.RandomState(0).randint(0, 256, (6, 128, 128, 3)).astype(np.uint8)
+    z = np.random.RandomState(1).standard_normal((6, heads.Z)).astype(np.float32)
+    z[:, truth.MIRROR.numpy() < 0] -= z[:, truth.MIRROR.numpy() < 0].mean(0)
+    read = truth.picture_reader(pictures, z, 2)
+    a, b = read(pictures), read(pictures[:, :, ::-1])
+    assert a.shape == z.shape and np.allclose(a * truth.MIRROR.numpy(), b, atol=1e-4)
+    view = truth.views(np.arange(128, dtype=np.uint8)[None, :, None, None].repeat(128, 2).repeat(3, 3))
+    assert view.shape == (1, 6, 80, 80) and view[0, 0, 0, 0] == 40 and view[0, 0, -1, 0] == 119
 
 
 # ------------------------------------------------------------------------------------------------------------

@@ -1,68 +1,69 @@
-"""Drawn heads, whose every parameter is known: is their motion in the codes, and does it survive transfer?
+"""Rendered heads, whose every parameter is known: what do pictures and codes keep of them, and transfer?
 
-    python -m studies.truth                 # small, under a minute on two cores
+    python -m studies.truth                 # small, two minutes on two cores
     python -m studies.truth --full          # as recorded in docs/experiments.md
     python -m studies.truth --motion motion.pt
 
-Codes. Heads are drawn talking, as videos in which they move about, encoded as H.264 and embedded as
-embed.py embeds any video. Beside that the same motion is encoded without any of it: drawn straight into the
-crop that the image model was trained on ("drawn"), and cut out of the undamaged frames where the eyes are
-known to be ("true eyes"). Roughness is the energy of the codes' second differences over that of their
-first: 3 for white noise, 0 for steady motion. Motion is read from 32 principal components of the codes by
-ridge regression, learnt from all sentences of an actor but one and judged on that one. R2 is the share of
-the motion that is told rightly, 0 what its mean would tell, and less is worse than that. The control has
-the codes shifted by half of the sentence.
+Needs pretrain/requirements.txt, as it renders people whom neither the image model nor the readers have seen.
 
-Transfer. A ridge regression reads the parameters back from pictures of 32 px. It reads pixels: a linear
-function of codes would find every motion kept by the offset trick, whatever it looks like. It learns from
-pictures of the image model, which was taught G(M(z)) = draw(params(z)), and uses only what it can read in
-heads that it has not seen.
+Pictures. Renders beside the image model's pictures of them, through z and through the encoder. Sharpness:
+squared Laplacian over the render's, in boxes round eyes and mouth, and in hair two pixels and more from its
+outline. By dlib: distance of descriptors (another person: 0.6 or more), correlation of what faces do.
 
-- Identity drift: standard deviation over a clip of the identity parameters, root mean square over the
-  parameters, in % of their standard deviation among heads. 0 is best.
-- Motion kept, r and R2: correlation, and 1 - squared error over variance (means removed, so that the size
-  of the movement counts, too), between an actor's motion parameters and the training actor's in the same
-  motion; mean over parameters and clips. 1 is best.
-- Perfect transfer: what drawn actors performing one drawn motion score, encoded and rendered: the reader's
-  own error.
+Truth, read back. R2 is the share of a parameter's variance that is told rightly, 0 what its mean would tell.
+Pictures are read by small networks. One learns from renders: what it tells in them can be told. One learns
+from the image model's pictures, of z and of renders: what it cannot tell, the image model has lost. Codes are
+read by ridge regression. Error: root mean square through the encoder, in degrees or weight of the face unit.
+
+Transfer. Read from pictures, too: a linear function of codes would find every motion kept by the offset
+trick, whatever it looks like. Counted is what can be read through the encoder.
+
+- Identity drift: standard deviation in a clip of the person's parameters, root mean square over them, in % of
+  their standard deviation among people. 0 is best.
+- Motion kept, r and R2: of an actor's motion parameters with the training actor's in the same motion (in R2
+  less their means, so that the size of movements counts), mean over parameters and clips. 1 is best.
+- Perfect transfer: what rendered actors of one motion score through the encoder, the reader's own error.
 """
 
 import argparse
-import sys
-import tempfile
-from pathlib import Path
 
 import cv2
 import numpy as np
 import torch
-from sklearn.decomposition import PCA
-from sklearn.linear_model import Ridge, RidgeCV
+from sklearn.linear_model import RidgeCV
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
+from torch import nn
+from torch.nn import functional as F
 from tqdm import tqdm
 
 import embed
+import evaluate
 from models import InputError, load_image_model
-from pretrain import faces
+from pretrain import heads
 from sample import load_motion, sample
-from transfer import VideoWriter, move, pictures_at_once, random_actor, render
+from transfer import move, pictures_at_once, random_actor, render
 
-# All numbers are ours. Actors (seeds), sentences, their seconds and the size of the frames; heads that the
-# reader learns from (with 5,500 its R2 are 0.02 higher than with 2,500) and is judged on; clips of transfer
-FULL = {"seeds": (8, 6, 4), "voices": 4, "seconds": 10.0, "size": 512,
-        "heads": 4000, "held_out": 300, "clips": 12, "frames": 400, "ceiling": 6}
-SMALL = {"seeds": (8,), "voices": 3, "seconds": 3.0, "size": 192,
-         "heads": 800, "held_out": 40, "clips": 2, "frames": 80, "ceiling": 2}
-FPS = 25
-COMPONENTS = 32                         # as many as the motion model has
-ALPHAS = np.logspace(-1, 4, 11)         # of the ridge on codes, chosen on the training part
-SIDE = 32                               # px of the picture that the reader sees; at 64 no better
-RIDGE = 3.0                             # weight of its ridge; 10 loses 0.02
-LEAST = 0.5                             # R2 on unseen heads below which a parameter is not read at all
-BATCH = 20                              # heads drawn at a time
-SPOKEN = [name for name in faces.MOTION if name != "wink"]                      # talk() never winks
-CODES = "drawn", "true eyes", "embedded", "control"
-FIRST = len(faces.IDENTITY)                                                     # of the motion parameters
+# All numbers are ours. What the readers learn from, renders and pictures of z; steps of a network; heads that
+# are judged; clips of transfer, each of another random actor, their frames; perfect transfer: actors, every
+# which frame
+FULL = {"heads": 2500, "drawn": 4000, "steps": 3000, "held_out": 300,
+        "clips": 20, "frames": 150, "ceiling": (4, 8)}
+SMALL = {"heads": 120, "drawn": 360, "steps": 200, "held_out": 24,
+         "clips": 2, "frames": 50, "ceiling": (2, 32)}
+# The first of these people; the image model saw those below 10,000
+HELD_OUT, LEARNT, DRAWN = 1_000_000, 2_000_000, 3_000_000
+SIDE = 80                                   # px of both pictures that the network sees
+FACE = (5 / 16, 15 / 16), (3 / 16, 13 / 16) # rows, columns of the face, in sides of the picture
+BATCH, RATE, DECAY, DROPOUT = 64, 2e-3, 0.02, 0.3
+ALPHAS = np.logspace(1, 5, 9)               # of the ridge on codes, chosen on the training part
+LEAST = 0.5                                 # R2 below which a parameter is not read at all
+MARGIN = 0.02                               # round the boxes of eyes and mouth, in sides of the picture
+PERSON, MOTION = range(heads.PERSON), range(heads.MOTION, heads.Z)
+# Degrees, or weight of the face unit, of 1 in z; what a mirror turns round
+SCALE = {**heads.ANGLES, **{name: along[name] for name, along in heads.ALONG.items()}}
+MIRROR = torch.tensor([-1.0 if name in ("yaw", "roll", "gaze_x", "hair_part", "key_light") else 1.0
+                       for name in heads.NAMES])
 
 
 def r2(truth, read):
@@ -70,211 +71,251 @@ def r2(truth, read):
     return 1 - ((truth - read) ** 2).sum(0) / ((truth - truth.mean(0)) ** 2).sum(0)
 
 
-def encoded(model, crops):
-    """Pictures (size, size, 3) uint8, any number -> codes (n, L, D)."""
-    return torch.cat([model.encode(embed.to_network(batch)).cpu() for batch in embed.in_batches(crops, 16)])
+# Pictures ---------------------------------------------------------------------------------------------------
+class Studio(heads.Studio):
+    """Keeps where hair is in the last render."""
+
+    def develop(self, image, numbers, *rest):
+        self.is_hair = abs(image[..., 7] - numbers["hair"]) < 0.01                      # (size, size)
+        return super().develop(image, numbers, *rest)
 
 
-def rendered(model, w):
-    """Codes (n, L, D) -> what the reader sees, (n, 3 SIDE^2)."""
-    frames = render(model, w.to(model.device), pictures_at_once(model))
-    small = [cv2.resize(frame, (SIDE, SIDE), interpolation=cv2.INTER_AREA) for frame in frames]
-    return np.stack(small).reshape(len(small), -1) / 255
+def rendered(z, size, what):
+    """z (n, Z) -> pictures (n, size, size, 3) uint8; where eyes, mouth and hair are, (n, size, size) each."""
+    studio, pictures = Studio(), []
+    masks = {name: np.zeros((len(z), size, size), bool) for name in ("eyes", "mouth", "hair")}
+    y, x = (np.mgrid[:size, :size] + 0.5) / size
+    for k in tqdm(range(len(z)), desc=what, unit="head"):
+        picture, boxes = studio.render(z[k], size, seed=k)
+        pictures.append(picture)
+        for name, (x0, y0, x1, y1) in zip(("eyes", "eyes", "mouth"), boxes):
+            masks[name][k] |= (abs(x - (x0 + x1) / 2) < (x1 - x0) / 2 + MARGIN) & \
+                              (abs(y - (y0 + y1) / 2) < (y1 - y0) / 2 + MARGIN)
+        masks["hair"][k] = cv2.erode(studio.is_hair.astype(np.uint8), np.ones((5, 5)))
+    return np.stack(pictures), masks
 
 
-# ------------------------------------------------------------------------------------------------------------
-# Codes
-# ------------------------------------------------------------------------------------------------------------
-
-def true_quad(p, size, place):
-    """The crop of draw_scene(p, size, **place), if dlib saw the eyes where they are drawn: (4, 2)."""
-    corners = faces.eye_corners(p, size, **place)                               # (4, 2)
-    left, right = corners[:2].mean(0), corners[2:].mean(0)
-    e = right - left
-    distance = faces.DLIB_EYES * np.linalg.norm(e)
-    return embed.crop_quad((left + right) / 2, np.arctan2(e[1], e[0]), distance)
+def shown(model, w):
+    """Pictures (n, size, size, 3) uint8 of codes w (n, L, D)."""
+    return render(model, w.to(model.device), pictures_at_once(model))
 
 
-def sentence(model, seed, voice, seconds, size, folder):
-    """One actor saying one thing: motion (n, len(SPOKEN)), {way: codes (n, L, D)}."""
-    n, p = round(seconds * FPS), faces.actor(seed)
-    motion, place = faces.talk(n, FPS, voice)
-    video = Path(folder) / f"{seed}-{voice}.mp4"
-    drawn, quads, scenes = [], [], []
-    with VideoWriter(video, FPS) as writer:
-        for k in range(n):
-            p[FIRST:FIRST + len(faces.MOTION)] = motion[k]
-            where = {name: float(track[k]) for name, track in place.items()}
-            scenes.append(faces.draw_scene(p, size, **where))
-            writer.write(scenes[-1])
-            drawn.append(faces.draw(p, model.size))
-            quads.append(true_quad(p, size, where))
-
-    m = embed.oversampling(np.array(quads), model.size)
-    cut = (embed.warp(scene, quad, model.size, m) for scene, quad in zip(scenes, quads, strict=True))
-    rows = embed.survey(video)["frames"]
-    if rows["clip"].any() or not np.array_equal(rows["index"], np.arange(n)):
-        raise InputError(f"embed.py does not find the face of seed {seed}, voice {voice} in every frame.")
-    codes = {"drawn": encoded(model, drawn), "true eyes": encoded(model, cut),
-             "embedded": encoded(model, embed.crops(video, rows, model.size))}
-    codes["control"] = codes["embedded"].roll(n // 2, 0)
-    return motion[:, [faces.MOTION.index(name) for name in SPOKEN]], {k: w.numpy() for k, w in codes.items()}
+def encoded(model, pictures):
+    """Codes (n, L, D) of pictures (n, size, size, 3) uint8."""
+    batches = map(embed.to_network, embed.in_batches(pictures, 16))
+    return torch.cat([model.encode(batch).cpu() for batch in batches])
 
 
-def roughness(codes):
-    """Energy of the second over that of the first differences of codes (n, L, D)."""
-    return float((np.diff(codes, 2, axis=0) ** 2).sum() / (np.diff(codes, axis=0) ** 2).sum())
+@torch.no_grad()
+def through_z(model, u):
+    """Pictures (n, size, size, 3) of the image model for u (n, Z), in any motion. Its file draws motion near
+    rest (heads.CALM), which is undone, and learned without the PixelNorm that begins its mapping network."""
+    u = torch.from_numpy((u - heads.CALM[1]) / heads.CALM[0]).to(model.device)
+    return shown(model, model.generator.style[1:](u)[:, None].expand(-1, model.L, -1))
 
 
-def read_codes(codes, motion, unseen):
-    """Motion (n, P) read from unseen codes (n, L, D) by what was learnt from others."""
-    reader = make_pipeline(PCA(COMPONENTS, random_state=0), StandardScaler(), RidgeCV(ALPHAS))
-    return reader.fit(codes.reshape(len(codes), -1), motion).predict(unseen.reshape(len(unseen), -1))
+def laplacian(pictures):
+    """Squared Laplacian of the grey pictures: (n, size, size)."""
+    return np.stack([cv2.Laplacian(cv2.cvtColor(p, cv2.COLOR_RGB2GRAY), cv2.CV_32F) ** 2 for p in pictures])
 
 
-def codes_study(model, s):
-    """{way: (roughness, {parameter: R2})}, mean over actors and sentences."""
-    rough, truth, found = {way: [] for way in CODES}, [], {way: [] for way in CODES}
-    with tempfile.TemporaryDirectory() as folder:
-        for seed in tqdm(s["seeds"], desc="codes", unit="actor"):
-            said = [sentence(model, seed, voice, s["seconds"], s["size"], folder)
-                    for voice in range(s["voices"])]
-            for k, (motion, codes) in enumerate(said):                          # judged on this one
-                others = said[:k] + said[k + 1:]
-                learnt = np.concatenate([m for m, _ in others])
-                truth.append(motion - motion.mean(0))                       # each has its own mean
-                for way in CODES:
-                    read = read_codes(np.concatenate([w[way] for _, w in others]), learnt, codes[way])
-                    found[way].append(read - motion.mean(0))
-                    rough[way].append(roughness(codes[way]))
-    truth = np.concatenate(truth)
-    shares = {way: r2(truth, np.concatenate(found[way])) for way in CODES}
-    return {way: (float(np.mean(rough[way])), dict(zip(SPOKEN, shares[way], strict=True)))
-            for way in CODES}
+def seen(picture):
+    """What dlib sees: measures of the face (4,), descriptor (128,); or None."""
+    big = cv2.resize(picture, (evaluate.JUDGED_SIDE,) * 2, interpolation=cv2.INTER_CUBIC)
+    points = embed.landmarks(big)
+    if points is not None:
+        return np.array([*evaluate.face_measures(points).values()]), evaluate.descriptor(big, points)
 
 
-# ------------------------------------------------------------------------------------------------------------
-# Transfer
-# ------------------------------------------------------------------------------------------------------------
-
-def fit_reader(model, s):
-    """The regressor, with R2 and root mean square error (Z,) on unseen drawn heads, encoded and rendered as
-    actors are; parameters run from -1 to 1. "spread": their standard deviation."""
-    rng, x, y = np.random.RandomState(0), [], []
-    for start in tqdm(range(0, s["heads"], 100), desc="reader", unit="100 heads"):
-        z = rng.standard_normal((min(100, s["heads"] - start), faces.Z))
-        x.append(rendered(model, model.map(torch.from_numpy(z).float())))
-        y.append(faces.params(z))
-    ridge = Ridge(RIDGE, solver="cholesky").fit(np.concatenate(x), np.concatenate(y).astype(np.float64))
-
-    truth, read = [], []
-    for _ in tqdm(range(0, s["held_out"], BATCH), desc="unseen heads", unit=f"{BATCH} heads"):
-        p = faces.params(rng.standard_normal((BATCH, faces.Z)))
-        truth.append(p)
-        codes = encoded(model, [faces.draw(q, model.size) for q in p])
-        read.append(ridge.predict(rendered(model, codes)))
-    truth, read = np.concatenate(truth).astype(np.float64), np.concatenate(read)
-    error = np.sqrt(((truth - read) ** 2).mean(0))
-    return {"predict": ridge.predict, "r2": r2(truth, read), "error": error, "spread": truth.std(0)}
+def picture_study(real, masks, made):
+    """Of pictures `made` {row: (n, size, size, 3)} beside renders: {row: {measure: value}}."""
+    edges, faces = laplacian(real), [seen(p) for p in real]
+    table = {"renders": {"faces that dlib finds, %": 100 * np.mean([face is not None for face in faces])}}
+    for row, pictures in made.items():
+        table[row] = {"PSNR, dB": np.mean([embed.psnr(*pair) for pair in zip(real, pictures)])}
+        for name, mask in masks.items():
+            table[row][f"sharpness, {name}"] = laplacian(pictures)[mask].sum() / edges[mask].sum()
+        found = [seen(p) for p in tqdm(pictures, desc=row, unit="head")]
+        both = [pair for pair in zip(faces, found) if None not in pair]
+        table[row]["identity distance"] = np.mean([np.linalg.norm(a[1] - b[1]) for a, b in both])
+        a, b = (np.array([face[0] for face in side]).T for side in zip(*both))
+        for name, k in (("mouth opening", 1), ("eye opening", 2), ("yaw", 3)):
+            table[row][f"{name}, r"] = np.corrcoef(a[k], b[k])[0, 1]
+        table[row]["faces that dlib finds, %"] = 100 * np.mean([face is not None for face in found])
+    return table
 
 
-def readable(reader, kind):
-    """Numbers of the parameters of a kind (faces.IDENTITY or faces.MOTION) that the reader can read."""
-    return [k for k, name in enumerate(faces.NAMES) if name in kind and reader["r2"][k] >= LEAST]
+# Truth, read back -------------------------------------------------------------------------------------------
+def views(pictures):
+    """What the network sees: face and whole, (n, 6, SIDE, SIDE) uint8."""
+    (top, bottom), (left, right) = (np.round(np.array(FACE) * pictures.shape[1]).astype(int))
+    both = (np.dstack([cv2.resize(view, (SIDE, SIDE), interpolation=cv2.INTER_AREA)
+                       for view in (p[top:bottom, left:right], p)]) for p in pictures)
+    return torch.from_numpy(np.stack(list(both))).permute(0, 3, 1, 2).contiguous()
 
 
+def picture_reader(pictures, z, steps):
+    """A network that has learned z (n, Z) of pictures: pictures -> z."""
+    torch.manual_seed(0)
+    layers, widths = [], (6, 16, 32, 64, 64)
+    for a, b in zip(widths, widths[1:]):
+        layers += [nn.Conv2d(a, b, 3, 2, 1), nn.BatchNorm2d(b), nn.ReLU()]              # SIDE to SIDE / 16
+    layers += [nn.Flatten(), nn.Dropout(DROPOUT), nn.Linear(64 * (SIDE // 16) ** 2, 128), nn.ReLU()]
+    network = nn.Sequential(*layers, nn.Linear(128, z.shape[1])).to(memory_format=torch.channels_last)
+    optimiser = torch.optim.AdamW(network.parameters(), RATE, weight_decay=DECAY)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps)
+    x, z = views(pictures), torch.from_numpy(z)
+    mean, std = z.mean(0), z.std(0)
+
+    def forward(x):
+        return network((x / 127.5 - 1).contiguous(memory_format=torch.channels_last))
+
+    for _ in tqdm(range(steps), desc="reader", unit="step"):
+        k, mirrored = torch.randint(len(x), (BATCH,)), torch.rand(BATCH, 1) < 0.5
+        some = torch.where(mirrored[..., None, None], x[k].flip(3), x[k])
+        aim = (z[k] - mean) / std
+        loss = F.mse_loss(forward(some), torch.where(mirrored, aim * MIRROR, aim))
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+        schedule.step()
+    network.eval()
+
+    @torch.no_grad()
+    def read(pictures):
+        both = [(forward(x) + forward(x.flip(3)) * MIRROR) / 2 for x in views(pictures).split(BATCH)]
+        return (torch.cat(both) * std + mean).numpy()
+
+    return read
+
+
+def reading_study(model, s):
+    """The table of picture_study(), {what is read: R2 (Z,)}, and the reader of the image model's pictures:
+    "read", its "r2" and "error" (Z,) through the encoder, "spread", the standard deviation of z."""
+    u_learnt, u_drawn, u = (np.stack([heads.sample_frame(first + k, 0) for k in range(s[n])]) for first, n in
+                            ((LEARNT, "heads"), (DRAWN, "drawn"), (HELD_OUT, "held_out")))
+    z, truth = heads.params(u_learnt), heads.params(u)
+    learnt, _ = rendered(z, model.size, "heads to learn from")
+    real, masks = rendered(truth, model.size, "heads to judge on")
+    w, codes = encoded(model, learnt), encoded(model, real)
+    made = {"through z": through_z(model, u), "through the encoder": shown(model, codes)}
+
+    read_render = picture_reader(learnt, z, s["steps"])
+    read = picture_reader(np.concatenate([shown(model, w), through_z(model, u_drawn)]),
+                          np.concatenate([z, heads.params(u_drawn)]), s["steps"])
+    ridge = make_pipeline(StandardScaler(), RidgeCV(ALPHAS)).fit(w.flatten(1).numpy(), z.astype(np.float64))
+    found = {"renders": read_render(real), **{row: read(pictures) for row, pictures in made.items()},
+             "codes": ridge.predict(codes.flatten(1).numpy())}
+    shares = {source: r2(truth, values) for source, values in found.items()}
+    through = found["through the encoder"]
+    reader = {"read": read, "r2": shares["through the encoder"], "spread": truth.std(0),
+              "error": np.sqrt(((truth - through) ** 2).mean(0))}
+    return picture_study(real, masks, made), shares, reader
+
+
+def readable(shares, some):
+    """Those of the parameters `some` that can be read, by their R2 (Z,)."""
+    return [k for k in some if shares[k] >= LEAST]
+
+
+# Transfer ---------------------------------------------------------------------------------------------------
 def drift(read, reader):
     """Identity drift in % of parameters read from a clip, (T, Z)."""
-    k = readable(reader, faces.IDENTITY)
+    k = readable(reader["r2"], PERSON)
     return 100 * float(np.sqrt(np.mean((read[:, k].std(0) / reader["spread"][k]) ** 2)))
 
 
 def kept(read, own, reader):
     """Motion kept, r and R2, between parameters read from two clips, (T, Z)."""
-    a, b = (x[:, readable(reader, faces.MOTION)] for x in (read, own))
-    r = [np.corrcoef(x, y)[0, 1] for x, y in zip(a.T, b.T, strict=True)]
+    a, b = (x[:, readable(reader["r2"], MOTION)] for x in (read, own))
+    r = [np.corrcoef(x, y)[0, 1] for x, y in zip(a.T, b.T)]
     return float(np.mean(r)), float(np.mean(r2(b - b.mean(0), a - a.mean(0))))
 
 
-def drawn_clips(model, reader, s):
-    """Parameters read from drawn actors that perform one drawn motion: [(T, Z)]."""
-    motion, clips = faces.talk(8 * 50, FPS, 1)[0][::8], []
-    for k in tqdm(range(s["ceiling"]), desc="perfect transfer", unit="clip"):
-        p = np.repeat(faces.actor(100 + k, 1.0)[None], len(motion), 0)
-        p[:, FIRST:FIRST + motion.shape[1]] = motion
-        codes = encoded(model, [faces.draw(q, model.size) for q in p])
-        clips.append(reader["predict"](rendered(model, codes)))
+def perfect_clips(model, reader, actors, every):
+    """Parameters read from rendered actors that perform one motion, through the encoder: [(T, Z)]."""
+    said, clips = heads.talk(400, 1)[0][::every], []
+    for person in heads.params(heads.people(actors, seed=100)):
+        z = np.column_stack([np.tile(person[:heads.MOTION], (len(said), 1)), said])
+        pictures, _ = rendered(z, model.size, "perfect transfer")
+        clips.append(reader["read"](shown(model, encoded(model, pictures))))
     return clips
 
 
 def raw_actor(model, seed):
     """Code (L, D) of random_actor's person as the mapping network gives it: not rendered, not embedded."""
     z = np.random.RandomState(seed).standard_normal((1, model.Z))
-    return model.map(torch.from_numpy(z).float())[0]
+    return model.map(torch.from_numpy(z))[0]
 
 
 WAYS = {"offset trick": ("offset", random_actor), "naive shift": ("naive", random_actor),   # sec. 3, Fig. 4
         "offset trick, not re-embedded": ("offset", raw_actor)}
 
 
-def transfer_study(model, generator, pca, s):
-    """The reader, and {row: {"drift", "r", "R2"}: [a value per clip]}; clip k: random actor k."""
-    reader = fit_reader(model, s)
-    if not (readable(reader, faces.IDENTITY) and readable(reader, faces.MOTION)):
-        raise InputError(f"nothing can be read from pictures of {model.name}; name a model of drawn faces.")
+def transfer_study(model, trajectories, pca, reader, s):
+    """Clip k: random actor k performs trajectories[k] (T, L, D) -> {row: {"drift", "r", "R2": (clips,)}}."""
     rows = {name: {"drift": [], "r": [], "R2": []} for name in ("training actor", *WAYS, "perfect transfer")}
 
     def add(row, read, own=None):
         rows[row]["drift"].append(drift(read, reader))
-        for name, value in zip(("r", "R2"), kept(read, own, reader) if own is not None else (), strict=False):
-            rows[row][name].append(value)
+        if own is not None:
+            for name, value in zip(("r", "R2"), kept(read, own, reader)):
+                rows[row][name].append(value)
 
-    for k in tqdm(range(s["clips"]), desc="transfer", unit="clip"):
-        w = torch.from_numpy(np.concatenate(list(sample(generator, s["frames"], k))))   # (T, L, D)
-        own = reader["predict"](rendered(model, w))
+    for k, w in enumerate(tqdm(trajectories, desc="transfer", unit="clip")):
+        own = reader["read"](shown(model, w))
         add("training actor", own)
         for name, (mode, actor) in WAYS.items():
-            moved = move(w, actor(model, k), pca, w[0], mode)
-            add(name, reader["predict"](rendered(model, moved)), own)
-    clips = drawn_clips(model, reader, s)
+            add(name, reader["read"](shown(model, move(w, actor(model, k), pca, w[0], mode))), own)
+    clips = perfect_clips(model, reader, *s["ceiling"])
     for clip in clips:
         add("perfect transfer", clip, None if clip is clips[0] else clips[0])
-    return reader, rows
+    return rows
 
 
-# ------------------------------------------------------------------------------------------------------------
-# Tables
-# ------------------------------------------------------------------------------------------------------------
+def ahead(rows, name):
+    """In how many clips the offset trick is ahead of both other ways in r or R2."""
+    trick, *others = (rows[way][name] for way in WAYS)
+    return sum(value > max(rest) for value, *rest in zip(trick, *others))
 
+
+# Tables -----------------------------------------------------------------------------------------------------
 def main(args):
     s = FULL if args.full else SMALL
     generator, meta = load_motion(args.motion)
     model = load_image_model(meta["model"]["name"])
-    if not model.has_actors or model.encoder is None or model.Z != faces.Z:
-        raise InputError(f"{model.name} does not draw the faces of pretrain/faces.py, so no truth is known.")
+    if not model.has_actors or model.encoder is None or model.Z != heads.Z:
+        raise InputError(f"{model.name} is not of the heads of pretrain/heads.py, so no truth is known.")
 
-    codes = codes_study(model, s)
-    print(f"Codes: {len(s['seeds'])} actors, {s['voices']} sentences of {s['seconds']:g} s, {s['size']} px\n")
-    print("| | " + " | ".join(CODES) + " |\n|---|" + "---|" * len(CODES))
-    print("| roughness | " + " | ".join(f"{rough:.2f}" for rough, _ in codes.values()) + " |")
-    for name in SPOKEN:
-        print(f"| R2 of {name} | " + " | ".join(f"{found[name]:.2f}" for _, found in codes.values()) + " |")
-    means = [np.mean([*found.values()]) for _, found in codes.values()]
-    print("| R2, mean | " + " | ".join(f"{value:.2f}" for value in means) + " |")
+    pictures, shares, reader = reading_study(model, s)
+    print(f"Pictures: {s['held_out']} people that were not learnt from\n")
+    print("| | " + " | ".join(pictures) + " |\n|---" + "|---" * len(pictures) + "|")
+    for name in pictures["through z"]:
+        cells = [f"{row[name]:.2f}" if name in row else "-" for row in pictures.values()]
+        print(f"| {name} | " + " | ".join(cells) + " |")
 
+    print(f"\nTruth, read back: R2; readers of {s['heads']} heads\n")
+    print("| | " + " | ".join(shares) + " | error |\n|---" + "|---" * (len(shares) + 1) + "|")
+    for k in (*MOTION, *PERSON):
+        name = heads.NAMES[k]
+        error = f"{SCALE[name] * reader['error'][k]:.2f}" if name in SCALE else "-"
+        print(f"| {name} | " + " | ".join(f"{share[k]:.2f}" for share in shares.values()) + f" | {error} |")
+    for name, some in (("motion", MOTION), ("person", PERSON)):
+        cells = [f"{len(readable(share, some))} of {len(some)}" for share in shares.values()]
+        print(f"| {name}, R2 above {LEAST} | " + " | ".join(cells) + " | - |")
+
+    if not (readable(reader["r2"], PERSON) and readable(reader["r2"], MOTION)):
+        raise InputError(f"nothing can be read from pictures of {model.name}; name one of rendered heads.")
     pca = {name: meta["pca"][name].float() for name in ("mean", "basis")}
-    reader, rows = transfer_study(model, generator, pca, s)
-    print(f"\nTransfer: {s['clips']} clips of {s['frames']} frames; a reader of {s['heads']} heads\n")
+    chunks = (list(sample(generator, s["frames"], k)) for k in range(s["clips"]))
+    rows = transfer_study(model, (torch.from_numpy(np.concatenate(c)) for c in chunks), pca, reader, s)
+    print(f"\nTransfer: {s['clips']} clips of {s['frames']} frames\n")
     print("| | identity drift, % | motion kept, r | motion kept, R2 |\n|---|---|---|---|")
     for name, values in rows.items():
         cells = [f"{np.mean(column):.3f}" if column else "-" for column in values.values()]
         print(f"| {name} | " + " | ".join(cells) + " |")
-    ahead = sum(a > b for a, b in zip(rows["offset trick"]["r"], rows["naive shift"]["r"], strict=True))
-    print(f"\nThe offset trick keeps more (r) than the naive shift for {ahead} of {s['clips']} actors.")
-
-    print(f"\nThe reader on {s['held_out']} unseen heads\n\n| parameter | R2 | error |\n|---|---|---|")
-    for k in [*readable(reader, faces.IDENTITY), *readable(reader, faces.MOTION)]:
-        print(f"| {faces.NAMES[k]} | {reader['r2'][k]:.2f} | {reader['error'][k]:.2f} |")
+    print(f"\nThe offset trick keeps more than both other ways for {ahead(rows, 'r')} (r) and "
+          f"{ahead(rows, 'R2')} (R2) of {s['clips']} actors.")
 
 
 if __name__ == "__main__":
@@ -284,4 +325,4 @@ if __name__ == "__main__":
     try:
         main(parser.parse_args())
     except InputError as error:
-        sys.exit(f"truth.py: {error}")
+        parser.exit(2, f"truth.py: {error}\n")
