@@ -65,7 +65,7 @@ PART_WEIGHT, BOX_MARGIN, PART_MARGIN = 5.0, 0.03, 0.12
 PARTS = slice(36, 42), slice(42, 48), slice(30, 36), slice(48, 68)
 # The critic joins when full resolution has settled, since it can only sharpen; its pull grows over
 # CRITIC_RAMP of the steps, as a critic that has seen little has nothing to say
-CRITIC_CHANNELS = {4: 96, 8: 96, 16: 64, 32: 48, 64: 24, 128: 16}
+CRITIC_CHANNELS = {4: 96, 8: 96, 16: 64, 32: 48, 64: 24, 128: 16, 256: 8}
 CRITIC_FROM, CRITIC_RAMP = 0.62, 0.05
 # It sees a half: of heads anywhere, as their hair is blurred the most; of a video's face from brows to chin
 # (top and left edge, in sides): one that saw all had 99 % of its gradient's energy outside eyes, nose, mouth
@@ -98,10 +98,9 @@ class Heads(Dataset):
     def __getitem__(self, k):
         start = self.ends[k - 1] if k else 0
         picture = cv2.imdecode(self.jpeg[start:self.ends[k]], cv2.IMREAD_COLOR)[..., ::-1]
-        if len(picture) != self.size:
-            picture = cv2.resize(picture, (self.size, self.size), interpolation=cv2.INTER_AREA)
+        picture = cv2.resize(picture, (self.size, self.size), interpolation=cv2.INTER_AREA)
         weights = spots(self.boxes[k], BOX_MARGIN, self.size)
-        return torch.from_numpy(np.array(picture)), torch.from_numpy(self.z[k]), weights
+        return torch.from_numpy(picture), torch.from_numpy(self.z[k]), weights
 
 
 class VideoFrames(Dataset):
@@ -429,8 +428,7 @@ def main(args):
                              f"in one folder: make them with: python -m pretrain.heads --render {source}")
         Z, held_files = heads.Z, files[-max(1, len(files) // 50):]      # of people that training never sees
         train_set, held_set = Heads(files[:-len(held_files)], args.size), Heads(held_files, args.size)
-        kept = [np.linspace(0, len(held_set) - 1, min(JUDGED, len(held_set))).astype(int)]
-        held = [held_set[k] for k in kept[0]]
+        kept = [np.arange(len(held_set))]
     else:
         Z, file = 0, Path(folder.name) / "crops"
         counts, points = video_crops(args.source, args.size, args.align, file)
@@ -439,9 +437,9 @@ def main(args):
                              f"video with at least {2 * HOLD_OUT}.")
         shape, (trained, *kept) = (sum(counts), args.size, args.size, 3), split_frames(counts)
         train_set = VideoFrames(file, shape, points, trained)
-        kept = [k[np.linspace(0, len(k) - 1, min(JUDGED, len(k))).astype(int)] for k in kept]
-        held_set = VideoFrames(file, shape, points, np.concatenate(kept))
-        held = [held_set[k] for k in range(len(held_set))]
+        held_set = VideoFrames(file, shape, points, np.arange(sum(counts)))
+    kept = [k[np.linspace(0, len(k) - 1, min(JUDGED, len(k))).astype(int)] for k in kept]
+    held = [held_set[k] for k in np.concatenate(kept)]
     faces = not Z and args.align == "face"                              # told by their landmarks
     held_measures = measures([h[0].numpy() for h in held]) if faces else None
     held_weights = torch.cat([h[2] for h in held]).numpy()              # (n, size, size)
@@ -457,7 +455,7 @@ def main(args):
     optimiser = torch.optim.Adam([{"params": net.decoder.parameters()}, {"params": net.encoder.parameters()}],
                                  betas=BETAS)
     critic_from = math.ceil(CRITIC_FROM * args.steps)
-    corner = VIEW if args.align == "face" else None
+    corner = VIEW if Z or faces else None
     critic = Critic(view(held_x, corner).shape[-1], WIDER if Z else 1).to(device)
     critic_optimiser = torch.optim.Adam(critic.parameters(), LR_CRITIC, BETAS_CRITIC)
     parts = {"net": net, "ema": ema, "optimiser": optimiser, "critic": critic,
@@ -477,10 +475,8 @@ def main(args):
             raise InputError(f"{state_path} is no state of this training ({type(error).__name__}); start "
                              f"again without --resume.") from None
         for name in other:
-            was, given = (" ".join(map(str, v)) if isinstance(v, list) else v
-                          for v in (options[name], getattr(args, name)))
-            raise InputError(f"{state_path} is of a training with {name} {was}, not {given}; give the same, "
-                             f"or start again without --resume.")
+            raise InputError(f"{state_path} is of a training with {name} {options[name]}, not "
+                             f"{getattr(args, name)}; give the same, or start again without --resume.")
         if step >= args.steps:
             raise InputError(f"{output} is finished, all {args.steps} steps; start again without --resume "
                              f"for another one.")
