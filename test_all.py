@@ -3071,12 +3071,12 @@ def test_truth_study(monkeypatch, capsys):
         return truth.through_z(model, u.astype(np.float32)), {"eyes": mask, "mouth": mask}
 
     monkeypatch.setattr(truth, "rendered", rendered)
-    monkeypatch.setattr(truth, "SMALL", {"heads": 60, "drawn": 60, "steps": 80, "held_out": 16, "clips": 1,
+    monkeypatch.setattr(truth, "SMALL", {"heads": 60, "drawn": 40, "steps": 50, "held_out": 12, "clips": 1,
                                          "frames": 20, "ceiling": (2, 40)})
     truth.main(argparse.Namespace(motion=ROOT / "assets" / "motion.pt", full=False))
     lines = [line[1:-1].split("|") for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
     rows = {name.strip(): [cell.strip() for cell in cells] for name, *cells in lines}
-    assert told == [60, 16, 10, 10] and rows["faces that dlib finds, %"] == 3 * ["100.00"]
+    assert told == [60, 12, 10, 10] and rows["faces that dlib finds, %"] == 3 * ["100.00"]
     assert rows["PSNR, dB"][0] == "-" and float(rows["PSNR, dB"][2]) > 22
     assert float(rows["sharpness, eyes"][2]) < 1.1 and 0 < float(rows["identity distance"][2]) < 0.5
     assert all(float(share) > 0.5 for share in rows["yaw"][:4]) and 0 < float(rows["yaw"][4]) < 10

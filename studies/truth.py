@@ -48,7 +48,7 @@ from transfer import move, pictures_at_once, random_actor, render
 # are judged; clips of transfer, each of another random actor, their frames; perfect transfer: actors, every
 # which frame
 FULL = {"heads": 2500, "drawn": 4000, "steps": 3000, "held_out": 300,
-        "clips": 20, "frames": 150, "ceiling": (4, 8)}
+        "clips": 20, "frames": 200, "ceiling": (4, 8)}
 SMALL = {"heads": 120, "drawn": 360, "steps": 200, "held_out": 24,
          "clips": 2, "frames": 50, "ceiling": (2, 32)}
 # The first of these people; the image model saw those below 10,000
