@@ -991,8 +991,12 @@ def test_image_model_of_rendered_heads(tmp_path):
     with torch.no_grad():
         assert torch.allclose(model.encode(x), net.encoder(x) + net.latent_avg, atol=0.01)
     assert cv2.imread(str(tmp_path / "tiny.png")).shape == (3 * 32, image_model.SHEET * 32, 3)
-    (folder / "heads-000001.npz").unlink()
+    shard = folder / "heads-000001.npz"
+    shard.write_bytes(shard.read_bytes()[:5000])
+    refused = run("pretrain.image_model", folder, "-o", tmp_path / "b.pt", *TINY)
+    assert_refused(refused, "heads-000001.npz is no file of rendered heads")
     (folder / "heads-000002.npz").unlink()
+    shard.unlink()
     refused = run("pretrain.image_model", folder, "-o", tmp_path / "b.pt", *TINY)
     assert_refused(refused, "1 files of rendered heads")
 
@@ -1029,7 +1033,7 @@ def test_own_footage_resumes_exactly_where_the_critic_trains(tmp_path, monkeypat
     def training(name, resume=False, size=32):
         image_model.main(argparse.Namespace(
             source=["v.mp4"], output=str(tmp_path / f"{name}.pt"), align="none", size=size, steps=6, batch=4,
-            pool=0, precision="fp32", workers=0, every=10, resume=resume, seed=0, device="cpu", argv=[]))
+            precision="fp32", workers=0, every=10, resume=resume, seed=0, device="cpu", argv=[]))
 
     loss, calls = image_model.picture_loss, []
 
@@ -1050,6 +1054,8 @@ def test_own_footage_resumes_exactly_where_the_critic_trains(tmp_path, monkeypat
     for part in ("net", "ema", "critic", "optimiser", "critic_optimiser"):
         assert equal(a[part], b[part]), part
     assert a["critic_optimiser"]["state"][0]["step"] == 3                       # steps 3, 4, 5 of 0 to 5
+    quality = torch.load(tmp_path / "whole.pt", weights_only=True)["opts"]["quality"]
+    assert quality["last_10th"]["sharpness"] > 0                                # of whole frames
     for size, words in ((32, "parts.pt is finished, all 6 steps"), (64, "size 32, not 64")):
         assert_raises(words, training, "parts", True, size)
 
@@ -3355,8 +3361,11 @@ def unusable(toy, tmp_path_factory):
     ("embed.py v.mp4 --model v.mp4", "v.mp4 cannot be"),
     ("pretrain/heads.py --clip x.mp4 --seconds nan", "--seconds nan is out of range; give 0.1 to"),
     ("pretrain/heads.py --sheet no/x.png", "no/x.png cannot be written; name a .png in a folder that exists"),
+    ("pretrain/heads.py --clip no/x.mp4", "no/x.mp4 cannot be written; name a file in a folder that exists"),
     ("pretrain/heads.py --cut no", "No such file or directory: 'no/mpfb2"),
     ("pretrain/image_model.py no.mp4 --size 32", "no.mp4"),
+    ("pretrain/image_model.py no.mp4 --batch 0", "--batch 0 .*give 2 or more"),
+    ("pretrain/image_model.py no.mp4 --device abacus", "--device abacus"),
     ("train.py absent.npy", "absent.npy .*python embed.py VIDEO"), ("train.py grey.npy", "holds uint8"),
     ("train.py v.mp4", "v.mp4 .*neither of NumPy nor of PyTorch.*embed.py VIDEO"),
     ("train.py cut.npy", "cut.npy .*cut short"), ("train.py flat.npy", r"flat.npy .*\(40, 128\)"),

@@ -1,6 +1,6 @@
 """Train an image model (StyleGAN2 generator, pSp encoder) on rendered heads or on frames of your own video.
 
-    python -m pretrain.heads --render heads --identities 4925     # 9,850 pictures; then, on a GPU:
+    python -m pretrain.heads --render heads --identities 4925     # 9,860 pictures; then, on a GPU:
     python -m pretrain.image_model heads -o faces128.pt --workers 8
     python -m pretrain.image_model video.mp4 -o own.pt            # then: embed.py video.mp4 --model own.pt
     python -m pretrain.image_model video.mp4 -o own.pt --size 256                   # on a GPU
@@ -41,7 +41,7 @@ from tqdm import tqdm
 
 import embed
 import evaluate
-from models import SQRT2, EqualLinear, Generator, GradualStyleEncoder, ImageModel, InputError
+from models import SQRT2, EqualLinear, Generator, GradualStyleEncoder, ImageModel, InputError, pick_device
 from pretrain import heads
 
 # All of the following is ours: neither paper trains networks this small. Steps and pictures in each, of heads
@@ -67,8 +67,9 @@ PARTS = slice(36, 42), slice(42, 48), slice(30, 36), slice(48, 68)
 # CRITIC_RAMP of the steps, as a critic that has seen little has nothing to say
 CRITIC_CHANNELS = {4: 96, 8: 96, 16: 64, 32: 48, 64: 24, 128: 16, 256: 8}
 CRITIC_FROM, CRITIC_RAMP = 0.62, 0.05
-# It sees a half: of heads anywhere, as their hair is blurred the most; of a video's face from brows to chin
-# (top and left edge, in sides): one that saw all had 99 % of its gradient's energy outside eyes, nose, mouth
+# It sees a square of half the side: of heads anywhere, as their hair is blurred the most; of a video's face
+# from brows to chin (top and left edge, in sides; without faces all of the picture). One that saw all of a
+# face had 99 % of its gradient's energy outside eyes, nose, mouth
 VIEW = 0.36, 0.25
 PULL = 0.4                                          # its gradient as a share of the loss's (as VQGAN's eq. 7)
 LR_CRITIC, BETAS_CRITIC = 1.5e-3, (0.0, 0.99)       # StyleGAN2, appendix B: 2e-3
@@ -87,10 +88,17 @@ class Heads(Dataset):
     """Pictures of files of pretrain/heads.py, z (its u) that each is rendered from, weights of pixels."""
 
     def __init__(self, files, size):
-        shards = [dict(np.load(file)) for file in files]
-        self.size, lengths = size, np.concatenate([shard["lengths"] for shard in shards])
-        self.ends, self.jpeg = np.cumsum(lengths), np.concatenate([shard["jpeg"] for shard in shards])
-        self.z, self.boxes = (np.concatenate([shard[name] for shard in shards]) for name in ("u", "boxes"))
+        columns = {"lengths": [], "jpeg": [], "u": [], "boxes": []}
+        for file in files:
+            try:
+                with np.load(file) as shard:
+                    for name, column in columns.items():
+                        column.append(shard[name])
+            except Exception as error:                                  # zip, zlib, NumPy: half a dozen types
+                raise InputError(f"{file} is no file of rendered heads ({type(error).__name__}); delete it, "
+                                 f"and the command that made the folder will make it again.") from None
+        self.size, self.ends = size, np.cumsum(np.concatenate(columns["lengths"]))
+        self.jpeg, self.z, self.boxes = (np.concatenate(columns[name]) for name in ("jpeg", "u", "boxes"))
 
     def __len__(self):
         return len(self.z)
@@ -142,7 +150,7 @@ def leave_interrupts(worker):
 
 def computes_bf16(device):
     """Whether this processor or GPU multiplies in bfloat16, which is then faster than float32."""
-    if torch.device(device).type == "cuda":
+    if device.type == "cuda":
         return torch.cuda.get_device_capability(device) >= (8, 0)               # from Ampere on
     known = getattr(torch.cpu, "get_capabilities", dict)()                      # older torch: float32
     return any(known.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))
@@ -265,7 +273,8 @@ class Critic(nn.Module):
 
 
 def view(x, corner):
-    """The half of pictures (B, 3, r, r) a critic sees; corner: top and left edge in sides; None: all."""
+    """What a critic sees of pictures (B, 3, r, r): a square of half the side; corner: its top and left edge,
+    in sides of the picture. None: all."""
     r = x.shape[-1]
     if corner is None:
         return x
@@ -409,14 +418,17 @@ def main(args):
         raise InputError(f"{output} cannot be written; name a file in a folder that exists with -o.")
     if args.size < 32 or args.size not in CHANNELS:
         raise InputError(f"--size {args.size} is not one of 32, 64, 128, 256.")
-    device = args.device if args.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
-    source, rendered = Path(args.source[0]), Path(args.source[0]).is_dir()
-    args.steps = args.steps or STEPS[not rendered]
-    args.batch = args.batch or BATCH[not rendered]
+    device, source = pick_device(args.device), Path(args.source[0])
+    rendered = source.is_dir()
+    args.steps = STEPS[not rendered] if args.steps is None else args.steps
+    args.batch = BATCH[not rendered] if args.batch is None else args.batch
+    for name, least in (("steps", 1), ("batch", 2), ("workers", 0), ("every", 1), ("seed", 0)):
+        if not least <= getattr(args, name) < 2 ** 32:
+            raise InputError(f"--{name} {getattr(args, name)} is out of range; give {least} or more.")
     if args.precision == "auto":
         args.precision = "bf16" if computes_bf16(device) else "fp32"
     dtype = torch.bfloat16 if args.precision == "bf16" else torch.float32
-    autocast = torch.autocast(torch.device(device).type, dtype, enabled=dtype != torch.float32)
+    autocast = torch.autocast(device.type, dtype, enabled=dtype != torch.float32)
     torch.manual_seed(args.seed)
 
     # Data: pictures to train on, pictures to judge by
@@ -443,7 +455,7 @@ def main(args):
     faces = not Z and args.align == "face"                              # told by their landmarks
     held_measures = measures([h[0].numpy() for h in held]) if faces else None
     held_weights = torch.cat([h[2] for h in held]).numpy()              # (n, size, size)
-    held_parts = held_weights > (held_weights.max((1, 2), keepdims=True) + 1) / 2
+    held_parts = held_weights > ((held_weights.max((1, 2), keepdims=True) + 1) / 2 if Z or faces else 0)
     held_x = to_network(torch.stack([h[0] for h in held]), device)      # (n, 3, size, size)
     held_z = torch.stack([h[1] for h in held]).to(device)               # (n, Z)
 
@@ -474,7 +486,8 @@ def main(args):
         except Exception as error:                                      # torch raises a dozen types here
             raise InputError(f"{state_path} is no state of this training ({type(error).__name__}); start "
                              f"again without --resume.") from None
-        for name in other:
+        if other:
+            name = other[0]
             raise InputError(f"{state_path} is of a training with {name} {options[name]}, not "
                              f"{getattr(args, name)}; give the same, or start again without --resume.")
         if step >= args.steps:
@@ -603,31 +616,32 @@ def main(args):
     print(f"Wrote {output} ({output.stat().st_size / 1e6:.1f} MB), {sheet_path} and {state_path} in "
           f"{(time.time() - started) / 60:.1f} minutes.{' Random actors are at rest.' if Z else ''}",
           file=sys.stderr)
+    of_parts = " of eyes and mouth" if Z or faces else ""
     for name, found in quality.items():
         if isinstance(found, dict):
             also = "".join(f", {m.replace('_', ' ')} {found[m]:.3f}" for m in MEASURES if m in found)
             print(f"Held out, {name.replace('_', ' ')} ({found['frames']} frames): {found['psnr']:.2f} dB, "
-                  f"sharpness of eyes and mouth {found['sharpness']:.2f} of theirs{also}.", file=sys.stderr)
+                  f"sharpness{of_parts} {found['sharpness']:.2f} of theirs{also}.", file=sys.stderr)
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0],
-                                     formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("source", nargs="+",
                         help="a folder of pretrain/heads.py --render, or one or more videos of one person")
     parser.add_argument("-o", "--output", default="image_model.pt",
-                        help="model to write; .png and .state.pt go beside it")
-    parser.add_argument("--align", choices=("face", "none"), default="face", help="of a video: as embed.py's")
-    parser.add_argument("--size", type=int, default=128, help="side of the pictures in pixels")
+                        help="model to write: image_model.pt; .png and .state.pt go beside it")
+    parser.add_argument("--align", choices=("face", "none"), default="face",
+                        help="of a video, as embed.py's: face")
+    parser.add_argument("--size", type=int, default=128, help="side of the pictures in pixels: 128")
     parser.add_argument("--steps", type=int, help=f"optimiser steps: {STEPS[0]}, on a video {STEPS[1]}")
     parser.add_argument("--batch", type=int, help=f"pictures per step: {BATCH[0]}, on a video {BATCH[1]}")
     parser.add_argument("--precision", choices=("auto", "fp32", "bf16"), default="auto",
                         help="of feature maps; auto: bf16 where processor or GPU compute in it, else fp32")
-    parser.add_argument("--workers", type=int, default=1, help="processes that load pictures")
-    parser.add_argument("--every", type=int, default=500, help="steps between sheets and saved states")
+    parser.add_argument("--workers", type=int, default=1, help="processes that load pictures: 1")
+    parser.add_argument("--every", type=int, default=500, help="steps between sheets and saved states: 500")
     parser.add_argument("--resume", action="store_true", help="go on from the state file beside --output")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 ...")
+    parser.add_argument("--seed", type=int, default=0, help="of all random numbers: 0")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
     arguments = parser.parse_args()
     arguments.argv = sys.argv[1:]
     try:
