@@ -41,8 +41,8 @@ LESS = {"ours": ("train.py's loop", (), 5), "no-angle": ("no angle penalty", ("-
         "no-later": ("no later windows", ("--horizon", 0), 3),
         "one-critic": ("one critic step", ("--critic-steps", 1), 3)}
 LOOPING = "--horizon", 0, "--batch", 32     # ours: 32 windows a step, as 20 seconds hold few
-# On one GPU, ours: 16 overlapped well; 24 are all of the ablation, and most of each half of
-# studies/neighbours.py, at once, with 1.1 to 1.9 GB each. torch has 32 streams: of more threads two would
+# On one GPU, ours: 16, all of the ablation, overlapped well; 24 are most of each half of
+# studies/neighbours.py at once, with 1.1 to 1.9 GB each. torch has 32 streams: of more threads two would
 # share one, and their graphs a workspace
 THREADS = 24
 STOP = []                                   # what is put here ends all trainings of this process
