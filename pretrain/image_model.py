@@ -419,9 +419,9 @@ def main(args):
     if args.size < 32 or args.size not in CHANNELS:
         raise InputError(f"--size {args.size} is not one of 32, 64, 128, 256.")
     device, source = pick_device(args.device), Path(args.source[0])
-    rendered = source.is_dir()
-    args.steps = STEPS[not rendered] if args.steps is None else args.steps
-    args.batch = BATCH[not rendered] if args.batch is None else args.batch
+    files = sorted(source.glob("heads-??????.npz"))                     # none of footage
+    args.steps = STEPS[not files] if args.steps is None else args.steps
+    args.batch = BATCH[not files] if args.batch is None else args.batch
     for name, least in (("steps", 1), ("batch", 2), ("workers", 0), ("every", 1), ("seed", 0)):
         if not least <= getattr(args, name) < 2 ** 32:
             raise InputError(f"--{name} {getattr(args, name)} is out of range; give {least} or more.")
@@ -433,11 +433,10 @@ def main(args):
 
     # Data: pictures to train on, pictures to judge by
     folder = tempfile.TemporaryDirectory(prefix="crops-")
-    if rendered:
-        files = sorted(source.glob("heads-??????.npz"))
+    if files:
         if len(files) < 2 or len(args.source) > 1:
-            raise InputError(f"{source} holds {len(files)} files of rendered heads, at least 2 are needed, "
-                             f"in one folder: make them with: python -m pretrain.heads --render {source}")
+            raise InputError(f"{source} holds {len(files)} files of rendered heads; name one folder alone, "
+                             f"with at least 2, made by: python -m pretrain.heads --render {source}")
         Z, held_files = heads.Z, files[-max(1, len(files) // 50):]      # of people that training never sees
         train_set, held_set = Heads(files[:-len(held_files)], args.size), Heads(held_files, args.size)
         kept = [np.arange(len(held_set))]
@@ -627,7 +626,7 @@ def main(args):
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("source", nargs="+",
-                        help="a folder of pretrain/heads.py --render, or one or more videos of one person")
+                        help="a folder of pretrain/heads.py --render, or videos of one person, as embed.py's")
     parser.add_argument("-o", "--output", default="image_model.pt",
                         help="model to write: image_model.pt; .png and .state.pt go beside it")
     parser.add_argument("--align", choices=("face", "none"), default="face",
