@@ -92,6 +92,7 @@ LOOKS = "eyeLookDown", "eyeLookUp", "eyeLookIn", "eyeLookOut"                   
 
 def sample_frame(i, j):
     """Picture j of random identity number i: u (Z,), standard normal; studio and motion are its own."""
+    # NumPy takes the seeds (i,) and (i, 0) for one: of that draw, person and picture use different entries
     person, picture = (np.random.default_rng([SEED, *key]).standard_normal(Z) for key in ((i,), (i, j)))
     return np.r_[person[:PERSON], picture[PERSON:]].astype(np.float32)
 
