@@ -58,7 +58,7 @@ ENCODER_FROM = 0.15                                 # heads: share of the steps 
 # With a cosine to zero. In 1,600 steps at 64 px, 5e-3, 1e-2, 2e-2 for the generator gave 18.6, 19.3, 20.2 dB
 LR_GENERATOR, LR_ENCODER, BETAS = 2e-2, 2e-3, (0.9, 0.99)
 LAMBDA_CODE = 0.1                                   # keeps E(x) near M(z), without outweighing the picture
-EMA = {0.2: 0.02, 0.9: 0.004, 1.0: 0.002}           # until this share of the steps: part of the new weights
+EMA = 0.998                                         # of the weights; shorter at first, (1 + step) / (10 + step)
 # Eyes and mouth weigh PART_WEIGHT times as much, falling off beyond a margin: in sides of a rendered head, in
 # eye distances around the landmarks of a video's left eye, right eye, nose tip, mouth
 PART_WEIGHT, BOX_MARGIN, PART_MARGIN = 5.0, 0.03, 0.12
@@ -597,7 +597,7 @@ def main(args):
             step += 1
 
             # Average of the weights
-            new = next(part for end, part in EMA.items() if share < end)
+            new = 1 - min(EMA, (1 + step) / (10 + step))
             with torch.no_grad():
                 for a, b in zip(ema.state_dict().values(), net.state_dict().values()):
                     a.lerp_(b, new) if a.is_floating_point() else a.copy_(b)
