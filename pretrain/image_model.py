@@ -58,7 +58,7 @@ ENCODER_FROM = 0.15                                 # heads: share of the steps 
 # With a cosine to zero. In 1,600 steps at 64 px, 5e-3, 1e-2, 2e-2 for the generator gave 18.6, 19.3, 20.2 dB
 LR_GENERATOR, LR_ENCODER, BETAS = 2e-2, 2e-3, (0.9, 0.99)
 LAMBDA_CODE = 0.1                                   # keeps E(x) near M(z), without outweighing the picture
-EMA = 0.998                                         # of the weights; shorter at first, (1 + step) / (10 + step)
+EMA = 0.998                                         # ours; shorter at first, (1 + step) / (10 + step)
 # Eyes and mouth weigh PART_WEIGHT times as much, falling off beyond a margin: in sides of a rendered head, in
 # eye distances around the landmarks of a video's left eye, right eye, nose tip, mouth
 PART_WEIGHT, BOX_MARGIN, PART_MARGIN = 5.0, 0.03, 0.12
