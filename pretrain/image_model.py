@@ -57,7 +57,7 @@ MAPPING = 3                                         # layers: z is already a lis
 GROW = {16: 0.02, 32: 0.06, 64: 0.22}, {16: 0.06, 32: 0.14, 64: 0.32}
 ENCODER_FROM = 0.15                                 # heads: share of the steps before the encoder joins
 # Of the generator, of heads and of a video, and the encoder; with a cosine to zero. In 1,600 steps at 64 px,
-# 5e-3, 1e-2, 2e-2 gave 18.6, 19.3, 20.2 dB; a video is sharper with its own two (0.35, else 0.29)
+# 5e-3, 1e-2, 2e-2 gave 18.6, 19.3, 20.2 dB; one clip was sharper with a video's own two (0.35, else 0.29)
 LR_GENERATOR, LR_ENCODER, BETAS = (2e-2, 3e-2), 2e-3, (0.9, 0.99)
 LAMBDA_CODE = 0.1                                   # keeps E(x) near M(z), without outweighing the picture
 EMA = 0.998                                         # ours; shorter at first, (1 + step) / (10 + step)
