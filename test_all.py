@@ -1078,7 +1078,7 @@ def test_weights_of_the_picture_loss_follow_the_landmarks():
     assert weight.shape == (128, 128) and abs(weight.mean() - 1) < 1e-5
     for part in image_model.PARTS:
         x, y = ((points[part].min(0) + points[part].max(0)) / 2).round().astype(int)
-        assert abs(weight[y, x] / weight[0, 0] - image_model.PART_WEIGHT) < 1e-3
+        assert abs(weight[y, x] / weight[0, 0] - image_model.PART_WEIGHT[1]) < 1e-3
     points[7] = np.nan                                                          # no face: all alike
     assert torch.equal(image_model.parts_map(points, 128), torch.ones(1, 128, 128))
 

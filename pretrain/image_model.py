@@ -61,9 +61,9 @@ ENCODER_FROM = 0.15                                 # heads: share of the steps 
 LR_GENERATOR, LR_ENCODER, BETAS = (2e-2, 3e-2), 2e-3, (0.9, 0.99)
 LAMBDA_CODE = 0.1                                   # keeps E(x) near M(z), without outweighing the picture
 EMA = 0.998                                         # ours; shorter at first, (1 + step) / (10 + step)
-# Eyes and mouth weigh PART_WEIGHT times as much, falling off beyond a margin: in sides of a rendered head, in
-# eye distances around the landmarks of a video's left eye, right eye, nose tip, mouth
-PART_WEIGHT, BOX_MARGIN, PART_MARGIN = 5.0, 0.03, 0.12
+# Eyes and mouth weigh so many times as much, of heads and of a video, and less beyond a margin: in sides of
+# the rendered head; in eye distances, around the landmarks of left eye, right eye, nose tip, mouth
+PART_WEIGHT, PART_MARGIN = (10.0, 5.0), (0.05, 0.12)
 PARTS = slice(36, 42), slice(42, 48), slice(30, 36), slice(48, 68)
 # The critic joins when full resolution has settled, since it can only sharpen; its pull grows over
 # CRITIC_RAMP of the steps, as a critic that has seen little has nothing to say
@@ -109,7 +109,7 @@ class Heads(Dataset):
         start = self.ends[k - 1] if k else 0
         picture = cv2.imdecode(self.jpeg[start:self.ends[k]], cv2.IMREAD_COLOR)[..., ::-1]
         picture = cv2.resize(picture, (self.size, self.size), interpolation=cv2.INTER_AREA)
-        weights = spots(self.boxes[k], BOX_MARGIN, self.size)
+        weights = spots(self.boxes[k], PART_WEIGHT[0], PART_MARGIN[0], self.size)
         return torch.from_numpy(picture), torch.from_numpy(self.z[k]), weights
 
 
@@ -158,16 +158,16 @@ def computes_bf16(device):
     return any(known.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))
 
 
-def spots(boxes, margin, size):
-    """(1, size, size) weights of the picture loss, mean 1: PART_WEIGHT times as large in boxes (n, 4) of x0,
-    y0, x1, y1, in sides of the picture, and a margin around them, than far away."""
+def spots(boxes, times, margin, size):
+    """(1, size, size) weights of the picture loss, mean 1: so many times as large in boxes (n, 4) of x0, y0,
+    x1, y1, in sides of the picture, and a margin around them, than far away."""
     y, x = (np.mgrid[:size, :size].astype(np.float32) + 0.5) / size
     weight = np.zeros((size, size), np.float32)
     for x0, y0, x1, y1 in boxes:
         across = (x - (x0 + x1) / 2) / ((x1 - x0) / 2 + margin)
         down = (y - (y0 + y1) / 2) / ((y1 - y0) / 2 + margin)
         weight = np.maximum(weight, np.exp(-(across ** 2 + down ** 2) ** 2))
-    weight = 1 + (PART_WEIGHT - 1) * weight
+    weight = 1 + (times - 1) * weight
     return torch.from_numpy(weight / weight.mean())[None]
 
 
@@ -176,7 +176,8 @@ def parts_map(points, size):
     if not np.isfinite(points).all():
         return torch.ones(1, size, size)
     boxes = [np.concatenate([points[part].min(0), points[part].max(0)]) / size for part in PARTS]
-    return spots(boxes, PART_MARGIN * np.linalg.norm(embed.eyes(points)[1]) / size, size)
+    margin = PART_MARGIN[1] * np.linalg.norm(embed.eyes(points)[1]) / size
+    return spots(boxes, PART_WEIGHT[1], margin, size)
 
 
 def picture_loss(y, x, focus):
@@ -353,7 +354,7 @@ def checkpoint(net, name, args, quality):
             "names": list(heads.NAMES) if actors else [], "quality": quality,
             "command": f"python -m pretrain.image_model {' '.join(args.argv)}",
             "date": datetime.date.today().isoformat(), "torch": str(torch.__version__),
-            "licence": "MIT; shapes of the heads: MakeHuman, CC0" if actors else "that of the footage"}
+            "licence": "its maker's; shapes of heads: MakeHuman, CC0" if actors else "that of the footage"}
     return {"latent_avg": weights.pop("latent_avg"), "state_dict": weights, "opts": opts}
 
 
@@ -416,8 +417,8 @@ def sharpness(a, b, weights):
 def main(args):
     started, output = time.time(), Path(args.output)
     state_path, sheet_path = output.with_suffix(".state.pt"), output.with_suffix(".png")
-    if not output.parent.is_dir() or output.is_dir():
-        raise InputError(f"{output} cannot be written; name a file in a folder that exists with -o.")
+    if not output.parent.is_dir() or output.is_dir() or output == sheet_path:
+        raise InputError(f"{output} cannot be written; name a .pt file in a folder that exists with -o.")
     if args.size < 32 or args.size not in CHANNELS:
         raise InputError(f"--size {args.size} is not one of 32, 64, 128, 256.")
     device, source = pick_device(args.device), Path(args.source[0])

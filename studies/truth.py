@@ -120,11 +120,11 @@ def laplacian(pictures):
 
 
 def seen(picture):
-    """What dlib sees: measures of the face (4,), descriptor (128,); or None."""
+    """What dlib sees: {measure of the face: value}, descriptor (128,); or None."""
     big = cv2.resize(picture, (evaluate.JUDGED_SIDE,) * 2, interpolation=cv2.INTER_CUBIC)
     points = embed.landmarks(big)
     if points is not None:
-        return np.array([*evaluate.face_measures(points).values()]), evaluate.descriptor(big, points)
+        return evaluate.face_measures(points), evaluate.descriptor(big, points)
 
 
 def picture_study(real, masks, made):
@@ -138,9 +138,9 @@ def picture_study(real, masks, made):
         found = [seen(p) for p in tqdm(pictures, desc=row, unit="head")]
         both = [pair for pair in zip(faces, found) if None not in pair]
         table[row]["identity distance"] = np.mean([np.linalg.norm(a[1] - b[1]) for a, b in both])
-        a, b = (np.array([face[0] for face in side]).T for side in zip(*both))
-        for name, k in (("mouth opening", 1), ("eye opening", 2), ("yaw", 3)):
-            table[row][f"{name}, r"] = np.corrcoef(a[k], b[k])[0, 1]
+        for name in ("mouth_opening", "eye_opening", "yaw"):
+            r = np.corrcoef([(a[0][name], b[0][name]) for a, b in both], rowvar=False)[0, 1]
+            table[row][f"{name.replace('_', ' ')}, r"] = r
         table[row]["faces that dlib finds, %"] = 100 * np.mean([face is not None for face in found])
     return table
 
