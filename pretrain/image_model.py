@@ -6,9 +6,9 @@
     python -m pretrain.image_model video.mp4 -o own.pt --size 256                   # on a GPU
 
 Heads: pretrain/heads.py turns u into a picture, so the generator is distilled with the true picture as
-target, G(M(z)) = render(params(z)), and the encoder learns to invert it: any number of actors. So was
-assets/faces128.pt made (docs/image-models.md). Video: both are fitted as an autoencoder, G(E(x)) = x. There
-is no z: the model knows one person.
+target, G(M(z)) = render(params(z)), and the encoder learns to invert it: any number of actors. So, in parts,
+was assets/faces128.pt made (docs/image-models.md). Video: both are fitted as an autoencoder, G(E(x)) = x.
+There is no z: the model knows one person.
 
 Eyes and mouth count more than the rest, where the renderer or the landmarks of each frame say that they are.
 Once full resolution has settled a critic asks for pictures as sharp as the true ones. Pictures that are kept
