@@ -61,7 +61,6 @@ SHAPE = {
     "mouth_width": {"mouth-scale-horiz": 0.3},
     "lips": {"mouth-upperlip-volume": 0.45, "mouth-lowerlip-volume": 0.45},
 }
-PAIRED = "eye-", "cheek-"                           # targets that come as l-... and r-...
 # Everybody's: larger eyes, corners of the mouth up, calm brows and chin, against a stern look
 ALWAYS = {"eye-scale": 0.55, "eye-height2": 0.45, "mouth-angles": 0.25, "eyebrows-trans": 0.15,
           "chin-prominent": -0.1}
@@ -246,7 +245,7 @@ def person_targets(v, male, old, races):
     shapes = [(1, ALWAYS), (0.3 * old, {"head-age": 1}), (1 - male, WOMEN), (male, MEN)]
     for amount, stems in shapes + [(v[name], stems) for name, stems in SHAPE.items()]:
         for stem, most in stems.items():
-            for side in ("l-", "r-") if stem.startswith(PAIRED) else ("",):
+            for side in ("l-", "r-") if stem.startswith(("eye-", "cheek-")) else ("",):
                 target = f"{side}{stem}-{'incr' if amount * most >= 0 else 'decr'}"
                 weights[target] = weights.get(target, 0) + abs(amount * most)
     return weights
@@ -452,8 +451,7 @@ class Studio:
     def normals(self, V):
         a, b, c = np.moveaxis(V[self.faces], 1, 0)
         N = np.zeros_like(V)
-        for k in range(3):
-            np.add.at(N, self.faces[:, k], np.cross(b - a, c - a))
+        np.add.at(N, self.faces.T, np.cross(b - a, c - a))
         return unit(N)
 
     def set_person(self, z):
@@ -498,12 +496,11 @@ class Studio:
         length, part = self.look.length, self.look.v["hair_part"]
         fringe, volume = self.look.p["hair_fringe"], self.look.p["hair_volume"]
         side, fall = np.where(x > 0.3 * part, 1.0, -1.0), smooth(length, 0.25, 0.6)
-        forward = smooth(fringe * smooth(z, 0.1, 0.8) * smooth(y, 7.5, 7.8), 0.57, 0.63)
+        forward = smooth(fringe * smooth(z, 0.1, 0.8) * smooth(y, 7.5, 7.8), 0.57, 0.63)[:, None]
         full = 0.2 + 0.22 * top + 0.35 * smooth(length, 0, 0.5) + 2.4 * smooth(length, 0.3, 1.1)
         full = full * (1 - (0.45 - 0.3 * fall) * (1 - smooth(above, 0, 0.25)))
-        full = np.where(forward > 0.15, np.minimum(full, np.maximum(0.15, y - 7.58)), full)
+        full = np.where(forward[:, 0] > 0.15, np.minimum(full, np.maximum(0.15, y - 7.58)), full)
 
-        forward = forward[:, None]
         back = unit(np.stack([0.4 * x + 0.25 * side * top, -0.1 - 0.7 * (1 - top), zero - 1], 1))
         ahead = np.stack([0.35 * x + 0.25 * part, zero - 0.25, zero + 1], 1)
         p = np.average(V[F], 1, corners)

@@ -40,7 +40,7 @@ from tqdm import tqdm
 import embed
 import evaluate
 from models import InputError, load_image_model
-from pretrain import heads
+from pretrain import heads, image_model
 from sample import load_motion, sample
 from transfer import move, pictures_at_once, random_actor, render
 
@@ -138,7 +138,7 @@ def picture_study(real, masks, made):
         found = [seen(p) for p in tqdm(pictures, desc=row, unit="head")]
         both = [pair for pair in zip(faces, found) if None not in pair]
         table[row]["identity distance"] = np.mean([np.linalg.norm(a[1] - b[1]) for a, b in both])
-        for name in ("mouth_opening", "eye_opening", "yaw"):
+        for name in image_model.MEASURES:
             r = np.corrcoef([(a[0][name], b[0][name]) for a, b in both], rowvar=False)[0, 1]
             table[row][f"{name.replace('_', ' ')}, r"] = r
         table[row]["faces that dlib finds, %"] = 100 * np.mean([face is not None for face in found])
