@@ -75,8 +75,7 @@ CRITIC_FROM, CRITIC_RAMP = 0.62, 0.05
 # face had 99 % of its gradient's energy outside eyes, nose, mouth
 VIEW = 0.36, 0.25
 # Its gradient as a share of the loss's (as VQGAN's eq. 7), of heads, whose hair got rims from more, and of a
-# video. Of heads it counts more where the loss does, by the root of the weight: beside ten times the loss it
-# left the mouth soft
+# video. Of heads it weighs what the loss does: all alike, it left the mouth soft and drew rims round hair
 PULL = 0.25, 0.4
 LR_CRITIC, BETAS_CRITIC = 1.5e-3, (0.0, 0.99)       # StyleGAN2, appendix B: 2e-3
 R1_EVERY = 16                                       # steps between R1 penalties (StyleGAN2, sec. 3.1)
@@ -583,7 +582,7 @@ def main(args):
                     unlike = F.softplus(-critic(view(y, corner))).mean()
                 sharper, = torch.autograd.grad(unlike, y)
                 if Z:
-                    sharper = sharper * focus.sqrt()
+                    sharper = sharper * focus
                 pull = PULL[not Z] * min(1.0, (step - critic_from) / (CRITIC_RAMP * args.steps))
                 change = change + pull * change.norm() / (sharper.norm() + 1e-12) * sharper
             optimiser.zero_grad(set_to_none=True)
