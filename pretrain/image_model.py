@@ -63,7 +63,7 @@ LAMBDA_CODE = 0.1                                   # keeps E(x) near M(z), with
 EMA = 0.998                                         # ours; shorter at first, (1 + step) / (10 + step)
 # Eyes and mouth weigh so many times as much, of heads and of a video, and less beyond a margin: in sides of
 # the rendered head; in eye distances, around the landmarks of left eye, right eye, nose tip, mouth. Of heads
-# 5 and 0.03 left puckered lips undrawn; 10 and 0.05, not tried apart from more steps, brought half of them
+# 5 and 0.03 left puckered lips undrawn; 10 and 0.05, not tried apart from more steps, brought most of them
 PART_WEIGHT, PART_MARGIN = (10.0, 5.0), (0.05, 0.12)
 PARTS = slice(36, 42), slice(42, 48), slice(30, 36), slice(48, 68)
 # The critic joins when full resolution has settled, since it can only sharpen; its pull grows over
@@ -74,8 +74,8 @@ CRITIC_FROM, CRITIC_RAMP = 0.62, 0.05
 # from brows to chin (top and left edge, in sides; without faces all of the picture). One that saw all of a
 # face had 99 % of its gradient's energy outside eyes, nose, mouth
 VIEW = 0.36, 0.25
-# Its gradient as a share of the loss's (as VQGAN's eq. 7), of heads, whose hair got rims from more, and of a
-# video. Of heads it weighs what the loss does: all alike, it left the mouth soft and drew rims round hair
+# Its gradient as a share of the loss's (as VQGAN's eq. 7), of heads, where more drew rims round hair, and of a
+# video. Of heads it is weighed as the loss is, pixel by pixel: unweighed it left the mouth soft, and rims, too
 PULL = 0.25, 0.4
 LR_CRITIC, BETAS_CRITIC = 1.5e-3, (0.0, 0.99)       # StyleGAN2, appendix B: 2e-3
 R1_EVERY = 16                                       # steps between R1 penalties (StyleGAN2, sec. 3.1)
