@@ -2477,6 +2477,25 @@ def test_interrupt_leaves_nothing(toy, tmp_path, number):
     assert os.listdir(tmp_path) == ["long.npy"]
 
 
+@pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
+def test_interrupt_does_not_wait_for_threads_that_hang(toy, tmp_path):
+    np.save(tmp_path / "long.npy", np.zeros((2000, L, D), np.float32))
+    words = ["transfer.py", "long.npy", "--motion", str(toy / "motion.pt"), "--actor", "none"]
+    code = ("import pathlib, runpy, sys, threading\nfrom models import ImageModel\n"
+            "ImageModel.render = lambda *_: pathlib.Path('began').touch() or threading.Event().wait()\n"
+            f"sys.argv = {words}\nrunpy.run_path({str(ROOT / 'transfer.py')!r}, run_name='__main__')")
+    process = subprocess.Popen([sys.executable, "-c", code], cwd=tmp_path, stderr=subprocess.PIPE,
+                               env={**os.environ, "PYTHONPATH": str(ROOT)})
+    wait(process, (tmp_path / "began").exists)
+    process.send_signal(signal.SIGTERM)
+    try:
+        text = process.communicate(timeout=30)[1].decode()
+    finally:
+        process.kill()
+    assert process.returncode == 130 and "nothing was written" in text and "Traceback" not in text, text
+    assert sorted(os.listdir(tmp_path)) == ["began", "long.npy"]
+
+
 def test_offset_algebra(toy):
     pca = sample.load_motion(toy / "motion.pt")[1]["pca"]
     mean, basis = pca["mean"], pca["basis"]

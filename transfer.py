@@ -431,7 +431,8 @@ def main(args):
     # Read, move, render, write
     pca = {key: motion["pca"][key].to(model.device).float() for key in ("mean", "basis")}
     w_ref = take(reference, 1)[:, 0].to(model.device) if reference else None
-    with VideoWriter(args.output, fps, sound=sound) as video, ThreadPoolExecutor(workers) as pool, \
+    pool = ThreadPoolExecutor(workers)
+    with VideoWriter(args.output, fps, sound=sound) as video, \
             tqdm(total=T, desc="transfer", unit="frame", mininterval=0.5) as bar:
         for t in range(0, T, ahead):
             w = take(t, min(ahead, T - t)).to(model.device)                     # (N, K, L, D)
@@ -475,4 +476,5 @@ if __name__ == "__main__":
     except InputError as error:
         parser.exit(2, f"transfer.py: {error}\n")
     except KeyboardInterrupt:
-        parser.exit(130, "transfer.py: interrupted; nothing was written.\n")
+        print("transfer.py: interrupted; nothing was written.", file=sys.stderr, flush=True)
+        os._exit(130)       # parser.exit would wait for the pool, where Ctrl-C may have left a lock locked
