@@ -281,14 +281,17 @@ def read_video(path, pixels="rgb24"):
 
 def prefetch(items, depth=16):
     """Run an iterator in a thread, `depth` items ahead: decoding (without the GIL) overlaps computing."""
-    items, end, pool = iter(items), object(), ThreadPoolExecutor(1)
+    items, end, pool, whole = iter(items), object(), ThreadPoolExecutor(1), True
     try:
         ahead = collections.deque(pool.submit(next, items, end) for _ in range(depth))
         while (item := ahead.popleft().result()) is not end:
             ahead.append(pool.submit(next, items, end))
             yield item
+    except KeyboardInterrupt:       # it may have left a lock of the pool locked, on which the thread waits
+        whole = False
+        raise
     finally:
-        pool.shutdown(cancel_futures=True)
+        pool.shutdown(wait=whole, cancel_futures=True)
 
 
 def timeline(stamps, guess, fps=None, holes=()):
@@ -1022,4 +1025,6 @@ if __name__ == "__main__":
     except InputError as error:
         parser.exit(2, f"embed.py: {error}\n")
     except KeyboardInterrupt:
-        parser.exit(130, "embed.py: interrupted. Codes that are done are kept; go on with --resume.\n")
+        print("embed.py: interrupted. Codes that are done are kept; go on with --resume.", file=sys.stderr,
+              flush=True)
+        os._exit(130)               # parser.exit would wait for that thread

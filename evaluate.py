@@ -791,4 +791,5 @@ if __name__ == "__main__":
     except InputError as error:
         parser.exit(2, f"evaluate.py: {error}\n")
     except KeyboardInterrupt:
-        parser.exit(130, "evaluate.py: interrupted; the same command goes on from here.\n")
+        print("evaluate.py: interrupted; the same command goes on from here.", file=sys.stderr, flush=True)
+        os._exit(130)       # parser.exit would wait for the pool, where Ctrl-C may have left a lock locked

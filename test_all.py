@@ -2481,19 +2481,25 @@ def test_interrupt_leaves_nothing(toy, tmp_path, number):
 def test_interrupt_does_not_wait_for_threads_that_hang(toy, tmp_path):
     np.save(tmp_path / "long.npy", np.zeros((2000, L, D), np.float32))
     words = ["transfer.py", "long.npy", "--motion", str(toy / "motion.pt"), "--actor", "none"]
-    code = ("import pathlib, runpy, sys, threading\nfrom models import ImageModel\n"
-            "ImageModel.render = lambda *_: pathlib.Path('began').touch() or threading.Event().wait()\n"
-            f"sys.argv = {words}\nrunpy.run_path({str(ROOT / 'transfer.py')!r}, run_name='__main__')")
-    process = subprocess.Popen([sys.executable, "-c", code], cwd=tmp_path, stderr=subprocess.PIPE,
-                               env={**os.environ, "PYTHONPATH": str(ROOT)})
-    wait(process, (tmp_path / "began").exists)
-    process.send_signal(signal.SIGTERM)
-    try:
-        text = process.communicate(timeout=30)[1].decode()
-    finally:
-        process.kill()
-    assert process.returncode == 130 and "nothing was written" in text and "Traceback" not in text, text
-    assert sorted(os.listdir(tmp_path)) == ["began", "long.npy"]
+    drawing = ("import pathlib, runpy, sys, threading\nfrom models import ImageModel\n"
+               "ImageModel.render = lambda *_: pathlib.Path('began').touch() or threading.Event().wait()\n"
+               f"sys.argv = {words}\nrunpy.run_path({str(ROOT / 'transfer.py')!r}, run_name='__main__')")
+    reading = ("import embed, os, pathlib, signal, threading\n"
+               "signal.signal(signal.SIGTERM, signal.default_int_handler)\n"
+               "blocked = (pathlib.Path('began').touch() or threading.Event().wait() for _ in range(2))\n"
+               "try:\n    list(embed.prefetch(blocked))\nexcept KeyboardInterrupt:\n    os._exit(130)")
+    for code, said in (drawing, "nothing was written"), (reading, ""):
+        process = subprocess.Popen([sys.executable, "-c", code], cwd=tmp_path, stderr=subprocess.PIPE,
+                                   env={**os.environ, "PYTHONPATH": str(ROOT)})
+        wait(process, (tmp_path / "began").exists)
+        process.send_signal(signal.SIGTERM)
+        try:
+            text = process.communicate(timeout=30)[1].decode()
+        finally:
+            process.kill()
+        assert process.returncode == 130 and said in text and "Traceback" not in text, text
+        assert sorted(os.listdir(tmp_path)) == ["began", "long.npy"]
+        (tmp_path / "began").unlink()
 
 
 def test_offset_algebra(toy):
