@@ -281,17 +281,17 @@ def read_video(path, pixels="rgb24"):
 
 def prefetch(items, depth=16):
     """Run an iterator in a thread, `depth` items ahead: decoding (without the GIL) overlaps computing."""
-    items, end, pool, whole = iter(items), object(), ThreadPoolExecutor(1), True
+    items, end, pool, wait = iter(items), object(), ThreadPoolExecutor(1), True
     try:
         ahead = collections.deque(pool.submit(next, items, end) for _ in range(depth))
         while (item := ahead.popleft().result()) is not end:
             ahead.append(pool.submit(next, items, end))
             yield item
     except KeyboardInterrupt:       # it may have left a lock of the pool locked, on which the thread waits
-        whole = False
+        wait = False
         raise
     finally:
-        pool.shutdown(wait=whole, cancel_futures=True)
+        pool.shutdown(wait, cancel_futures=True)
 
 
 def timeline(stamps, guess, fps=None, holes=()):

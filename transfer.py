@@ -431,7 +431,7 @@ def main(args):
     # Read, move, render, write
     pca = {key: motion["pca"][key].to(model.device).float() for key in ("mean", "basis")}
     w_ref = take(reference, 1)[:, 0].to(model.device) if reference else None
-    pool = ThreadPoolExecutor(workers)
+    pool = ThreadPoolExecutor(workers)      # as a with it would wait for its threads when interrupted
     with VideoWriter(args.output, fps, sound=sound) as video, \
             tqdm(total=T, desc="transfer", unit="frame", mininterval=0.5) as bar:
         for t in range(0, T, ahead):

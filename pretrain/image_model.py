@@ -75,7 +75,7 @@ CRITIC_FROM, CRITIC_RAMP = 0.62, 0.05
 # face had 99 % of its gradient's energy outside eyes, nose, mouth
 VIEW = 0.36, 0.25
 # Its gradient as a share of the loss's (VQGAN, eq. 7), of heads, where more drew rims round hair, and of a
-# video. Of heads it is weighed as the loss is, pixel by pixel: unweighed it left rims, and the mouth soft
+# video. Of heads it is weighed as the loss is: unweighed it left the mouth soft. On videos not tried
 PULL = 0.25, 0.4
 LR_CRITIC, BETAS_CRITIC = 1.5e-3, (0.0, 0.99)       # StyleGAN2, appendix B: 2e-3
 R1_EVERY = 16                                       # steps between R1 penalties (StyleGAN2, sec. 3.1)
