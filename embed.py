@@ -18,6 +18,7 @@ import argparse
 import collections
 import contextlib
 import functools
+import glob
 import hashlib
 import importlib.util
 import itertools
@@ -133,7 +134,7 @@ class Source:
     """A video, a picture or a folder of pictures: what it says of itself, and what reading it came across."""
 
     def __init__(self, path):
-        self.path, self.pictures, self.stream = Path(path), [], None            # files, or a stream's number
+        self.path, self.pictures, self.stream = Path(path), [], None    # a folder's; a video's stream number
         self.frames, self.rate, self.seconds = 0, None, None    # what it says; 0 and None: nothing
         self.times, self.sizes = [], []     # per frame read: seconds since the start or None, (height, width)
         self.holes, self.hidden = [], 0     # frames behind packets that cannot be decoded; packets not shown
@@ -141,9 +142,7 @@ class Source:
         self.notes = []                     # for the user
         if self.path.is_dir():
             self.list_folder()
-        elif self.path.suffix.lower() in {*PICTURES, ""} and open_picture(path):        # "": of a pipe
-            self.pictures = [self.path]
-        else:
+        elif self.path.suffix.lower() not in {*PICTURES, ""} or not open_picture(path):     # "": of a pipe
             self.read_header()
 
     def list_folder(self):
@@ -274,16 +273,15 @@ def upright(image, matrix):
 
 
 def read_video(path, pixels="rgb24"):
-    """Yield the frames of a video or a folder, one at a time: (H, W, 3) uint8 RGB, upright and with square
-    pixels, or (H, W) if pixels is "gray". A damaged one is read as far as it can be. Raises InputError."""
+    """Yield the frames of a video or a folder, upright and with square pixels: see Source.read()."""
     return Source(path).read(pixels)
 
 
-def prefetch(items, depth=16):
-    """Run an iterator in a thread, `depth` items ahead: decoding (without the GIL) overlaps computing."""
+def prefetch(items):
+    """Run an iterator in a thread, 16 items ahead: decoding (without the GIL) overlaps computing."""
     items, end, pool, wait = iter(items), object(), ThreadPoolExecutor(1), True
     try:
-        ahead = collections.deque(pool.submit(next, items, end) for _ in range(depth))
+        ahead = collections.deque(pool.submit(next, items, end) for _ in range(16))
         while (item := ahead.popleft().result()) is not end:
             ahead.append(pool.submit(next, items, end))
             yield item
@@ -551,8 +549,7 @@ class FaceTracker:
         return bool(again) or self.cuts[-1:] == [self.frame]
 
     def step(self, gray):
-        """The next frame, grey (H, W) -> the points (68, 2) of the face that has been in sight for longest,
-        or None; and whether a shot seems to begin, on which self.cuts has the last word."""
+        """The next frame, grey (H, W) -> points (68, 2) of the face in sight for longest, or None."""
         changed = self.is_cut(gray)
         followed, self.here = [] if changed else self.here, []
         for face in followed:
@@ -573,7 +570,7 @@ class FaceTracker:
             self.samples += [gray] if self.looks & (self.looks - 1) == 0 else []
         if look or not self.here or self.frame - self.missed < self.gap:
             self.search(gray, look)
-        return (self.here[0].points[-1] if self.here else None), changed
+        return self.here[0].points[-1] if self.here else None
 
     def search(self, gray, look):
         """Add faces not followed yet: of those lost in this shot the one that was near, or a new one."""
@@ -594,7 +591,6 @@ class FaceTracker:
                 back = [f for f in gone if f.near(place, reach)]
                 face = max(back, key=lambda f: len(f.frames), default=None)
                 if face:
-                    gone.remove(face)
                     self.missed = -math.inf
                 else:
                     face = Face()
@@ -648,14 +644,6 @@ def split_clips(points, cuts, fps=25.0):
 
 # --- Crop ---------------------------------------------------------------------------------------------------
 
-def crop_quad(E, angle, distance):
-    """Eye midpoint (..., 2), angle of the eye line (...), eye distance (...) -> crop quad (..., 4, 2)."""
-    d = np.stack([np.cos(angle), np.sin(angle)], -1)                            # (..., 2), along the eyes
-    down = np.stack([-d[..., 1], d[..., 0]], -1)
-    distance = np.asarray(distance)[..., None]
-    return square(E + DROP * distance * down, SIDE / 2 * distance * d)
-
-
 def low_pass(x, sigma):
     """Low-pass along time: (n, ...) -> (n, ...), sigma in frames. A Gaussian g, twiced (Tukey 1977), keeps
     slow motion, where g alone would weaken it by 2 (pi sigma f)^2."""
@@ -679,7 +667,11 @@ def smooth_quads(points, fps=25.0, sigmas=SIGMAS):
     x, y, angle, log_distance = (np.interp(np.arange(n), found, v) for v in (*E.T, angle, log_distance))
     parts = np.stack([x, y], -1), angle, log_distance
     E, angle, log_distance = (low_pass(part, sigma * fps) for part, sigma in zip(parts, sigmas))
-    return crop_quad(E, angle, np.exp(log_distance))
+
+    # From the eyes to the crop
+    e = np.exp(log_distance)[:, None] * np.stack([np.cos(angle), np.sin(angle)], -1)        # (n, 2)
+    down = np.stack([-e[:, 1], e[:, 0]], -1)
+    return square(E + DROP * down, SIDE / 2 * e)
 
 
 def crops(path, frames, size):
@@ -791,9 +783,7 @@ def adds_up(read, source):
         why += [f"{source.damaged} frames are damaged and used as they are"] * bool(source.damaged)
         why += [f"its time stamps jump {read['jumps']} times"] * bool(read["jumps"])
         why = " and ".join(why) or "it is cut short, damaged, or says what is not so"
-        of = f" of {seconds:.2f}" if seconds is not None else ""
-        source.notes.append(f"does not add up: {decoded} of {shown} frames, {read['seconds']:.2f}{of} s were "
-                            f"read; {why}")
+        source.notes.append(f"does not add up: {why}")
     return {**read, "shown": shown, "seconds_shown": seconds, "undecodable": lost,
             "damaged": source.damaged}
 
@@ -899,16 +889,12 @@ def open_codes(part, shape, resume):
 
 
 def rows_of(frames):
-    """"frames" of latents.json, a row per code. source and index: number of its source, and of the frame in
-    it. time: seconds since the source's start (3 digits; of pictures in a folder index / fps). clip, quad,
-    found, psnr: see FRAME; psnr only where measured."""
+    """"frames" of latents.json, a row per code: its FRAME, rounded; psnr only where measured."""
     for frame in frames:
-        row = {"source": int(frame["source"]), "index": int(frame["index"]),
-               "time": round(float(frame["time"]), 3), "clip": int(frame["clip"]),
-               "quad": np.round(frame["quad"], 2).tolist(), "found": bool(frame["found"])}
-        if not np.isnan(frame["psnr"]):
-            row["psnr"] = round(float(frame["psnr"]), 2)
-        yield row
+        row = dict(zip(FRAME.names, frame.item()))
+        row |= {"time": round(row["time"], 3), "quad": np.round(row["quad"], 2).tolist()}
+        db = row.pop("psnr")
+        yield row if math.isnan(db) else {**row, "psnr": round(db, 2)}
 
 
 # --- Command line -------------------------------------------------------------------------------------------
@@ -965,13 +951,13 @@ def main(args):
                              f"higher rate.")
 
         # Second pass. The temporary file's name tells of which command it is, lest another go on with it
-        asked = [args.video, [os.path.getsize(path) for path in sources], model.sha256, args.align, args.face,
-                 args.fps, args.batch, len(frames)]
+        asked = [args.video, [os.path.getsize(path) for path in sources], model.sha256, args.encoder,
+                 args.align, args.face, args.fps, args.batch, len(frames)]
         digest = hashlib.sha256(json.dumps(asked).encode()).hexdigest()[:12]
         part = target.with_name(f".{target.name}.{digest}.part")
         if args.resume and not part.exists():
             tell("there is no interrupted run of this command to go on with; starting anew.")
-        for old in target.parent.glob(f".{target.name}.*.part"):
+        for old in target.parent.glob(f".{glob.escape(target.name)}.*.part"):
             if old != part or not args.resume:
                 old.unlink()
         codes = open_codes(part, (len(frames), model.L, model.D), args.resume)
@@ -1027,4 +1013,4 @@ if __name__ == "__main__":
     except KeyboardInterrupt:
         print("embed.py: interrupted. Codes that are done are kept; go on with --resume.", file=sys.stderr,
               flush=True)
-        os._exit(130)               # parser.exit would wait for that thread
+        os._exit(130)               # parser.exit would wait for prefetch()'s thread

@@ -388,7 +388,7 @@ def observe(frames, fps, every):
     tracker = embed.FaceTracker(fps)
     points, descriptors = np.full((len(frames), 68, 2), np.nan), np.full((len(frames), 128), np.nan)
     for k, frame in enumerate(frames):
-        p = tracker.step(cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY))[0]
+        p = tracker.step(cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY))
         if p is not None:
             points[k] = p / frame.shape[1]
             if k % every == 0:

@@ -12,6 +12,7 @@ they are made, so that a pipe renders before sampling ends and memory stays the 
 import argparse
 import math
 import os
+import signal
 import sys
 from fractions import Fraction
 from pathlib import Path
@@ -177,6 +178,8 @@ if __name__ == "__main__":
     add("--seed", type=int, default=0, help="of the first trajectory: 0")
     add("-o", "--output", default="-", metavar="FILE", help=".npy; not given: standard output")
     add("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
+    for number in (signal.SIGINT, signal.SIGTERM):          # a scheduler's kill is as good as Ctrl-C
+        signal.signal(number, signal.default_int_handler)
     try:
         main(parser.parse_args())
     except InputError as error:

@@ -1565,8 +1565,8 @@ def test_half_a_face_is_none():
     assert embed.whole(points, frame) and embed.whole(points - (corner - 3, 0), frame)
     assert not embed.whole(points - (corner + 2, 0), frame)
     assert not embed.whole(points + (0, 256 - mouth), frame)
-    assert tracker.step(frame)[0] is not None
-    assert all(tracker.step(np.ascontiguousarray(frame[:, nose:]))[0] is None for _ in range(3))
+    assert tracker.step(frame) is not None
+    assert all(tracker.step(np.ascontiguousarray(frame[:, nose:])) is None for _ in range(3))
 
 
 @pytest.fixture(scope="session")
@@ -2349,6 +2349,13 @@ def test_video_is_whole_or_absent(tmp_path):
     assert os.listdir(tmp_path) == []
 
 
+def test_a_video_onto_a_full_disk_is_one_sentence(tmp_path):
+    noise = np.random.RandomState(0).randint(0, 256, (12, 96, 96, 3)).astype(np.uint8)
+    with full_disk():                                   # x264 holds all of these back until the end
+        assert_raises("cannot be written .*make room", write_video, tmp_path / "x.mp4", noise)
+    assert os.listdir(tmp_path) == []
+
+
 def pitch(second):
     """Of sound, a second of source k has a beep of its own pitch, 0.3 s after it begins."""
     return 500 + 200 * second
@@ -2474,6 +2481,12 @@ def test_interrupt_leaves_nothing(toy, tmp_path, number):
     process.send_signal(number)
     text = process.communicate(timeout=30)[1].decode()
     assert process.returncode == 130 and "nothing was written" in text and "Traceback" not in text, text
+    assert os.listdir(tmp_path) == ["long.npy"]
+    process = begin("sample.py", "--motion", toy / "motion.pt", "--t", 10 ** 7, "-o", "x.npy", cwd=tmp_path)
+    wait(process, lambda: any(part.stat().st_size for part in tmp_path.glob(".x.npy.part")))
+    process.send_signal(number)
+    text = process.communicate(timeout=30)[1].decode()
+    assert process.returncode == 130 and text.endswith("sample.py: interrupted.\n"), text
     assert os.listdir(tmp_path) == ["long.npy"]
 
 

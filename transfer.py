@@ -112,13 +112,13 @@ def random_actor(model, seed):
 
 def photo_actor(model, path, face=None):
     """w_new (L, D) of a person in a photograph, cropped as embed.py crops; face: 1 for the largest, ..."""
-    from embed import align_photo  # here, because it loads dlib, which no other actor needs
+    from embed import align_photo, to_network  # here, because it loads dlib, which no other actor needs
 
     picture, faces = align_photo(path, model.size, face)                        # (size, size, 3) uint8
     if faces > 1 and face is None:
         print(f"transfer.py: {path} shows {faces} faces, of which the largest is taken; --face 2 takes the "
               f"next.", file=sys.stderr)
-    return model.encode(torch.from_numpy(picture).permute(2, 0, 1).float()[None] / 127.5 - 1)[0]
+    return model.encode(to_network([picture]))[0]
 
 
 def move(w, w_new, pca, w_ref, mode="offset"):
@@ -212,9 +212,10 @@ class VideoWriter:
         context.color_range = 1                                                 # limited, 16 to 235
         self.track = None if sound is None else self.container.add_stream("aac", rate=RATE, layout="stereo")
 
-    def _encode(self, stream, frame):
+    @contextlib.contextmanager
+    def _told(self):
         try:
-            self.container.mux(stream.encode(frame))
+            yield
         except (av.FFmpegError, OSError) as error:  # no such folder, disk full, larger than H.264 allows
             raise InputError(f"{self.path}: the video cannot be written ({error.strerror}); choose "
                              f"another -o, make room, or take fewer pictures side by side.") from None
@@ -233,7 +234,8 @@ class VideoWriter:
         picture = picture.reformat(format="yuv420p", interpolation="AREA", dst_colorspace="ITU709",
                                    dst_color_range="MPEG")
         picture.pts, picture.time_base = self.frames, 1 / self.fps
-        self._encode(self.stream, picture)
+        with self._told():
+            self.container.mux(self.stream.encode(picture))
 
         self.frames += 1
         if self.track:
@@ -241,7 +243,8 @@ class VideoWriter:
             piece = np.ascontiguousarray(self.sound[:, first:end])
             heard = av.AudioFrame.from_ndarray(piece, format="s16p", layout="stereo")
             heard.sample_rate, heard.pts, heard.time_base = RATE, first, Fraction(1, RATE)
-            self._encode(self.track, heard)
+            with self._told():
+                self.container.mux(self.track.encode(heard))
 
     def __enter__(self):
         return self
@@ -250,12 +253,13 @@ class VideoWriter:
         try:
             if kind is None and self.frames == 0:
                 raise InputError(f"{self.path}: no frames came, so no video was written.")
-            if kind is None:
-                for stream in filter(None, (self.stream, self.track)):
-                    self._encode(stream, None)                                  # what the encoders still hold
-            self.container.close()
-            if kind is None:
-                os.replace(self.part, self.path)
+            with self._told():
+                if kind is None:
+                    for stream in filter(None, (self.stream, self.track)):
+                        self.container.mux(stream.encode(None))                 # what the encoders still hold
+                self.container.close()                                          # writes what is left
+                if kind is None:
+                    os.replace(self.part, self.path)
         finally:
             self.part.unlink(missing_ok=True)
 

@@ -374,7 +374,7 @@ def video_crops(paths, size, align, file):
             for crop in tqdm(embed.crops(path, frames, size), **words):
                 out.write(crop.tobytes())
                 grey = cv2.cvtColor(crop, cv2.COLOR_RGB2GRAY)
-                found = tracker.step(grey)[0] if align == "face" else None
+                found = tracker.step(grey) if align == "face" else None
                 points.append(np.full((68, 2), np.nan) if found is None else found)
             counts.append(len(frames))
     return counts, np.array(points, np.float32)
