@@ -217,10 +217,8 @@ def items(e, videos, per):
 def training_video(e):
     """The crops of its source, if that is there, and the pictures of their codes. Video k is shot k."""
     def crops(k, wanted):
-        for number, path in enumerate(e.source):
-            rows = [e.sidecar["frames"][e.shots[k][0] + t] for t in wanted]
-            rows = [row for row in rows if row.get("source", 0) == number]
-            yield from embed.crops(path, rows, e.model.size)
+        rows = [e.facts["frames"][e.shots[k][0] + t] for t in wanted]           # a shot is of one source
+        return embed.crops(e.source[rows[0].get("source", 0)], rows, e.model.size)
 
     def reconstruction(k, wanted):
         return pictures(e, torch.from_numpy(e.codes[e.shots[k][0] + np.array(wanted)]))
@@ -470,18 +468,6 @@ def face_values(clips, originals=()):
 # Inputs
 # ------------------------------------------------------------------------------------------------------------
 
-def find_source(latents, named):
-    """Files of the training video, named in latents.json: where it says, or beside it; [] if not all are."""
-    named = [named] if isinstance(named, str) else named or []
-    places = [(Path(name), Path(latents).with_name(Path(name).name)) for name in named]
-    found = [next((path for path in both if path.exists()), None) for both in places]
-    if found and None not in found:
-        return found
-    print(f"evaluate.py: no training video where {Path(latents).with_suffix('.json')} names one, so the "
-          f"rendered codes stand for it; put it there, or beside {latents}.", file=sys.stderr)
-    return []
-
-
 def load_codes(e, args):
     """Codes, motion models and the image model, checked against each other. Raises InputError."""
     e.motions = [(path, *sample.load_motion(path, e.device)) for path in args.motion]
@@ -490,10 +476,10 @@ def load_codes(e, args):
         raise InputError(f"the motion models were trained on windows of {sorted(windows)} frames; give "
                          f"trainings of one method.")
     e.window = args.window or windows.pop()
-    paths = {"training": args.latents, **({"holdout": args.holdout} if args.holdout else {})}
-    videos = {name: train.load_training_set([path], e.window) for name, path in paths.items()}
-    e.codes, latents = videos["training"]
-    e.fps, e.shots = latents["fps"], latents["clips"]
+    paths = {"training": args.latents, "holdout": args.holdout}
+    videos = {name: train.load_training_set([path], e.window) for name, path in paths.items() if path}
+    e.codes, e.facts = videos["training"]
+    e.fps, e.shots = e.facts["fps"], e.facts["clips"]
 
     # The frames that train.py kept out of training, if all models say the same: the end of a shot
     start, end = next((meta["holdout"] for *_, meta in e.motions if meta.get("holdout")), (0, 0))
@@ -532,9 +518,11 @@ def load_all(args):
     """All that the command names, checked, in one namespace, e. Raises InputError."""
     e = SimpleNamespace(seed=args.seed, counts=FULL if args.full else QUICK, device=pick_device(args.device))
     load_codes(e, args)
-    sidecar = Path(args.latents).with_suffix(".json")
-    e.sidecar = json.loads(sidecar.read_text(encoding="utf-8")) if sidecar.is_file() else {}
-    e.source = find_source(args.latents, e.sidecar.get("source"))
+    e.source = e.facts["source"]
+    if not e.source or not all(Path(file).exists() for file in e.source):
+        print(f"evaluate.py: no training video where {Path(args.latents).with_suffix('.json')} names one, so "
+              f"the rendered codes stand for it; put it there, or beside {args.latents}.", file=sys.stderr)
+        e.source = []
 
     # Detectors, what they see, and whether there is enough for them
     files = {"inception": args.inception, "i3d": args.i3d}
@@ -558,7 +546,7 @@ def load_all(args):
     e.settings = {**e.counts, "seed": e.seed, "window": e.window, "fps": e.fps, "device": str(e.device),
                   "image model": [e.model.name, e.model.sha256], "versions": versions,
                   "files": hashes([args.latents, *e.source, *code])}
-    e.key = joblib.hash([e.settings, e.sidecar])
+    e.key = joblib.hash([e.settings, e.facts])
     e.settings["files"] |= hashes([*args.motion, *args.videos, *([args.holdout] if args.holdout else [])])
     e.settings["sets"] = [{name: {DETECTORS[kind][0]: len(some[kind]) for kind in e.detectors}
                            for name, some in source.sets.items()} for source in (e.video, *e.methods)]
@@ -629,9 +617,9 @@ def add_method(e, tables, method):
 def add_training_video(e, tables):
     """Rows of the training video, of what is made of it without training, and of its pictures."""
     windows, halves = free_motion(e)
+    windows |= {f"real windows, {name}": drawn(some, e.seed) for name, some in e.real.items()}
     for reference, real in e.real.items():
-        others = {f"real windows, {name}": drawn(some, e.seed) for name, some in e.real.items()}
-        for row, some in {**windows, **others}.items():
+        for row, some in windows.items():
             keep(tables[MOTION[reference]], row, train.measures(real, some))
     for row, trajectories in {**halves, VIDEO: [e.longest]}.items():
         keep(tables[LOOPING], row, loop_values(trajectories, e.usual))
@@ -725,10 +713,6 @@ def main(args):
         raise InputError(f"{json_path} cannot be written; name another .json file with --json.")
     if not args.motion and not args.videos:
         raise InputError("nothing to measure: name a motion model after LATENTS, or a folder with --videos.")
-    if args.window is not None and args.window < 2:
-        raise InputError(f"--window {args.window}: a clip has at least 2 frames.")
-    if not 0 <= args.seed < 2 ** 31:
-        raise InputError(f"--seed {args.seed}: a seed is a whole number from 0 to {2 ** 31 - 1}.")
     e = load_all(args)
 
     # What is finished is kept; each thread renders pictures of its own
@@ -782,9 +766,9 @@ if __name__ == "__main__":
     add("--i3d", metavar="FILE", help="FVD, by this TorchScript; fetch: StyleGAN-V's")
     add("--videos", metavar="FOLDER", action="append", default=[],
         help="another method's videos, files or folders of pictures, cropped as the training's; repeatable")
-    add("--window", type=int, metavar="T", help="frames of a clip; else MOTION's, or 25")
+    add("--window", type=train.number(int, 2), metavar="T", help="frames of a clip; else MOTION's, or 25")
     add("--model", help="image model; else the one recorded in MOTION")
-    add("--seed", type=int, default=0, help="of the first sample: 0")
+    add("--seed", type=train.number(int, 0, 2 ** 31), default=0, help="of the first sample: 0")
     add("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
     try:
         main(parser.parse_args())

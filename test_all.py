@@ -1704,6 +1704,13 @@ def test_codes_are_read_in_every_layout(codes, tmp_path, capsys):
         assert "one trajectory of 90 frames" in capsys.readouterr().err
 
 
+def test_the_source_is_found_where_it_was_or_beside_its_codes(codes, tmp_path):
+    (tmp_path / "v.mp4").touch()
+    for named, found in ((["v.mp4"], 1), ("a/v.mp4", 1), ("C:\\a\\v.mp4", 1), ([str(DEMO)], 0), (None, 0)):
+        _, meta = train.load_latents(retold(codes, tmp_path, source=named))
+        assert meta["source"] == (found * [str(tmp_path / "v.mp4")] or named or [])
+
+
 def test_several_videos_are_one_training_set(codes, tmp_path, capsys):
     x, meta = train.load_training_set([codes, retold(codes, tmp_path, fps=50)], 41, sys.stderr)
     assert x.shape == (180, L, D) and meta["clips"] == [(0, 50), (50, 90), (90, 140), (140, 180)]
@@ -2405,9 +2412,8 @@ def test_sound_stays_in_step_with_its_frames(tmp_path, name, codec):
     video = name[-3:] in ("mp4", "mkv", "mov")
     beeping(tmp_path / name, 6, codec, video=video)
     frames = [{"clip": int(k > 50), "index": 0, "time": k / 25} for k in (*range(10, 40), *range(75, 130))]
-    (tmp_path / "w.json").write_text(json.dumps({"frames": frames}))
-    sound, words = transfer.soundtrack("source" if video else str(tmp_path / name),
-                                       {"fps": 25.0, "source": [name]}, tmp_path / "w.npy", 85, Fraction(25))
+    meta = {"fps": 25.0, "source": [str(tmp_path / name)], "frames": frames}
+    sound, words = transfer.soundtrack("source" if video else str(tmp_path / name), meta, 85, Fraction(25))
     assert words == f"sound of {tmp_path / name} cut as the pictures are"
     with transfer.VideoWriter(tmp_path / "out.mp4", 25, sound=sound) as writer:
         for _ in frames:
@@ -3063,12 +3069,6 @@ def test_videos_of_other_methods(quick, toy, codes, scripts, tmp_path, capsys):
     assert_raises("other: 2 clips .*too few for --i3d", quick, codes, videos=[other], i3d=scripts["i3d"])
 
 
-def test_the_training_video_is_found_where_it_was_or_beside_its_codes(tmp_path):
-    (tmp_path / "v.mp4").touch()
-    for named, found in ((["v.mp4"], 1), ("a/v.mp4", 1), (["gone.mp4", "v.mp4"], 0), (None, 0)):
-        assert evaluate.find_source(tmp_path / "x.npy", named) == found * [tmp_path / "v.mp4"]
-
-
 def test_evaluate_the_embedded_clip(quick, embedded, tmp_path, monkeypatch, capsys):
     """The embedded models on 3 seconds of the demo: all that needs no download, and the page."""
     for name, value in (("clips", 2), ("frames", 20), ("every", 10)):
@@ -3446,8 +3446,8 @@ def unusable(toy, tmp_path_factory):
     ("evaluate.py good.npy motion.pt --holdout size.npy", "size.npy has 4 x 16"),
     ("evaluate.py good.npy motion.pt motion_own.pt", "belong together"),
     ("evaluate.py good.npy motion.pt --model faces128", "--model"),
-    ("evaluate.py good.npy motion.pt --seed -1", "--seed -1"),
-    ("evaluate.py good.npy motion.pt --window 1", "--window 1"),
+    ("evaluate.py good.npy motion.pt --seed -1", "--seed: -1"),
+    ("evaluate.py good.npy motion.pt --window 1", "--window: 1"),
     ("evaluate.py good.npy motion.pt --json no/r.json", "r.json cannot be written.*--json"),
     ("evaluate.py good.npy motion.pt --json r.html", "r.html cannot be written.*--json"),
     ("evaluate.py good.npy motion.pt --i3d motion.pt", "motion.pt is no TorchScript .*--i3d"),

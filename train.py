@@ -30,7 +30,7 @@ import signal
 import sys
 import threading
 import time
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 
 import numpy as np
 import torch
@@ -324,7 +324,8 @@ def load_latents(path):
 
     Without the .json it counts as one clip at 25 fps of an unknown image model; so do projected_w.npz of
     stylegan2-ada and the tensors of e4e, PTI and STIT. Returns codes, float32 (N, L, D), and {"fps", "clips":
-    [(start, end), ...], half open, "model": {"name", "sha256"}, "source"}. Raises InputError.
+    [(start, end), ...], half open, "model": {"name", "sha256"}, "source": [path, ...], "frames": as in the
+    .json}. Raises InputError.
     """
     path = Path(path)
     if path.is_dir():
@@ -348,19 +349,23 @@ def load_latents(path):
     N, sidecar = len(codes), path.with_suffix(".json")
     if not sidecar.is_file():
         unknown = {"name": None, "sha256": None}
-        return codes, {"fps": 25.0, "clips": [(0, N)], "model": unknown, "source": None}
+        return codes, {"fps": 25.0, "clips": [(0, N)], "model": unknown, "source": [], "frames": []}
     try:
         facts = json.loads(sidecar.read_text(encoding="utf-8"))
         numbers, fps = [frame["clip"] for frame in facts["frames"]], float(facts["fps"])
         model = {key: facts["model"][key] for key in ("name", "sha256")}
         if len(numbers) != N or not 0 < fps < math.inf:
             raise ValueError(f"{len(numbers)} frames at {fps:g} fps")
+        # Where it says, or beside it. PureWindowsPath knows the names of every system
+        named = facts.get("source") or []
+        named = [named] if isinstance(named, str) else named
+        source = [s if Path(s).exists() else str(path.with_name(PureWindowsPath(s).name)) for s in named]
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(f"{sidecar} does not describe the {N} frames of {path} as embed.py does ({error}); "
                          f"make both again, or remove it: then they are one clip at 25 fps.") from None
     cuts = [k for k in range(1, N) if numbers[k] != numbers[k - 1]]
     clips = list(zip([0, *cuts], [*cuts, N]))
-    return codes, {"fps": fps, "clips": clips, "model": model, "source": facts.get("source")}
+    return codes, {"fps": fps, "clips": clips, "model": model, "source": source, "frames": facts["frames"]}
 
 
 def load_training_set(paths, window, log=sys.stderr):
@@ -459,9 +464,8 @@ def squared_mmd(x, y, median):
         k = torch.exp(torch.cdist(x, y).square() / (-2 * median ** 2))
         return k + k ** 4 + k ** 16
 
-    n, m = len(x), len(y)
     within = [(kernels(z, z).sum() - 3 * len(z)) / (len(z) * (len(z) - 1)) for z in (x, y)]
-    return float(sum(within) - 2 * kernels(x, y).sum() / (n * m))
+    return float(sum(within) - 2 * kernels(x, y).mean())
 
 
 def nearest(x, others, apart=None):
@@ -656,7 +660,8 @@ def options_parser():
 
 
 def settle(args, state=None):
-    """Fill in what was not named: from the state of a training that is resumed, else from the recipe."""
+    """Fill in what was not named, from the state that is resumed or from the recipe. Raises InputError for
+    what contradicts the state, and for what no parser of a single option can see."""
     wanted = {"recipe": args.recipe or "ours", **{name: row[0] for name, row in METHOD.items()}}
     if args.recipe == "paper":
         wanted |= PAPER
@@ -671,9 +676,6 @@ def settle(args, state=None):
     if state and args.epochs is args.steps is None:
         args.epochs, args.steps = state["options"]["epochs"], state["options"]["steps"]
 
-
-def check_options(args):
-    """Raise InputError for what no parser of a single option can see."""
     if later_windows(args) and args.batch < 4:
         raise InputError(f"--batch {args.batch} has less than two windows of each sort; give at least 4.")
     if args.critic == "sparse" and args.window < 3:
@@ -690,10 +692,7 @@ def length(args, per_epoch):
 
 
 def main(args, stop=None):
-    """stop: a list, of a caller that trains in threads; what it puts there ends the training as Ctrl-C would.
-
-    A training with such a list prints nothing.
-    """
+    """stop: a list, of one who trains in threads, in silence; what is put there ends it as Ctrl-C would."""
     # Check what can be checked before the long work
     output = Path(args.output)
     if output.is_dir() or not os.access(output.parent, os.W_OK):
@@ -711,15 +710,12 @@ def main(args, stop=None):
     # Options, and the codes to learn from and to judge by
     state = load_state(state_path) if args.resume and state_path.is_file() else None
     settle(args, state)
-    check_options(args)
     T = args.window
-    everything, meta = load_training_set(args.latents, T, log)
-    codes, clips, held = everything, meta["clips"], None
-    if not args.holdout:
-        codes, clips, held = hold_out(everything, clips, T)
+    given, meta = load_training_set(args.latents, T, log)
+    codes, clips, held = (given, meta["clips"], None) if args.holdout else hold_out(given, meta["clips"], T)
     judges = {"training": (codes, clips)}
     if held:
-        judges["holdout"] = everything[slice(*held)], [(0, held[1] - held[0])]
+        judges["holdout"] = given[slice(*held)], [(0, held[1] - held[0])]
     if args.holdout:
         unseen, other = load_training_set([args.holdout], T, log)
         if other["model"] != meta["model"] or unseen.shape[1:] != codes.shape[1:]:
@@ -764,8 +760,7 @@ def main(args, stop=None):
     step, rows = 0, []
     if state:
         for name, optimiser in adam.items():
-            groups = optimiser.state_dict()["param_groups"]
-            optimiser.load_state_dict({"state": state["adam"][name], "param_groups": groups})
+            optimiser.load_state_dict(optimiser.state_dict() | {"state": state["adam"][name]})
         nets.load_state_dict(state["nets"])
         rng.set_state(state["rng"])
         step, rows = state["step"], state["rows"]

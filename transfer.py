@@ -14,7 +14,6 @@ import argparse
 import contextlib
 import io
 import itertools
-import json
 import math
 import os
 import re
@@ -22,7 +21,7 @@ import signal
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from fractions import Fraction
-from pathlib import Path, PureWindowsPath
+from pathlib import Path
 
 import av
 import numpy as np
@@ -310,14 +309,12 @@ def spans_of(frames, fps):
     return spans
 
 
-def soundtrack(asked, meta, path, T, fps):
+def soundtrack(asked, meta, T, fps):
     """--audio -> (2, n) int16 for T frames, or None, and words about it. Raises InputError.
 
     The sound of an embedded clip is cut as its pictures are, and so is another file's for one source.
     """
-    named = meta.get("source") or []
-    named = [named] if isinstance(named, str) else named
-    of_source = asked == "source"
+    named, of_source = meta.get("source", []), asked == "source"
     if asked == "none" or of_source and not named:
         return None, ""
     same_speed = bool(named) and abs(fps / meta["fps"] - 1) < 1e-3
@@ -326,12 +323,9 @@ def soundtrack(asked, meta, path, T, fps):
 
     # Where it belongs
     track = np.zeros((2, round(T * RATE / fps)), np.int16)                              # 12 MB a minute
-    files, spans, how = [asked], [(0, 0, track.shape[1], 0)], "from its beginning"
-    if of_source:
-        # Or beside the codes. PureWindowsPath knows the names of every system
-        files = [s if Path(s).exists() else str(Path(path).with_name(PureWindowsPath(s).name)) for s in named]
+    files, spans, how = named if of_source else [asked], [(0, 0, track.shape[1], 0)], "from its beginning"
     if same_speed and (of_source or len(named) == 1):
-        frames = json.loads(Path(path).with_suffix(".json").read_text(encoding="utf-8"))["frames"]
+        frames = meta["frames"]
         spans = spans_of(frames, fps)
         how = "cut as the pictures are" if "time" in frames[0] else "cut by the numbers of the frames"
     if any(a[0] == b[0] and b[3] < a[3] - 2 * RATE / fps for a, b in itertools.pairwise(spans)):
@@ -418,7 +412,7 @@ def main(args):
     # Picture and sound
     fps = Fraction(args.fps or meta.get("fps", motion["fps"])).limit_denominator(1001)
     try:
-        sound, heard = soundtrack(args.audio, meta, path, T, fps)
+        sound, heard = soundtrack(args.audio, meta, T, fps)
     except (KeyError, IndexError, TypeError, AttributeError, OverflowError, ValueError) as error:
         if isinstance(error, InputError):
             raise
