@@ -149,7 +149,7 @@ def loop_score(x, usual):
 def loop_values(trajectories, usual):
     """A row of loop_score()."""
     scores = [loop_score(x, usual) for x in trajectories]
-    looping = 100 * mean([score < LOOPS for score in scores])
+    looping = 100 * mean([math.nan if math.isnan(score) else score < LOOPS for score in scores])
     return {"score": mean(scores), "worst": min(scores), "looping, %": looping}
 
 

@@ -1959,7 +1959,7 @@ def test_the_papers_recipe_windows_of_hands_and_resume_with_other_words(codes, t
 
     for given, words, wanted in ((path, ("--batch", 16), "--batch 4, not 16"),
                                  (path, ("--recipe", "ours"), "paper, not ours"),
-                                 (tmp_path / "other.npy", (), "other codes than .*other.npy")):
+                                 (tmp_path / "other.npy", (), "other codes than .*other.npy, or one")):
         assert_raises(wanted, trained, given, output, "--steps", 4, "--resume", *words)
     whole = state.read_bytes()
     torch.save({**found, "version": train.STATE - 1}, state)
@@ -3417,6 +3417,9 @@ def unusable(toy, tmp_path_factory):
     ("train.py good.npy --batch 3", "--batch 3 .* least 4"),
     ("train.py good.npy --model noise --steps 9 --window 6", "--model noise is computed.*leave out --steps"),
     ("train.py good.npy -o no/m.pt --window 6", "m.pt cannot be written"),
+    ("train.py good.npy -o m.csv --window 6", "m.csv would be overwritten .*-o"),
+    ("train.py good.npy --seed 1e3", "--seed: invalid int value: '1e3'"),
+    (f"train.py good.npy --seed {2 ** 32}", f"--seed: {2 ** 32} is not in"),
     ("train.py good.npy --lr 1e30 --steps 20 --window 6 --batch 8 --threads 1",
      "diverged.*no model was saved.*lower --lr"),
     ("sample.py --motion none.pt", "none.pt does not exist"), ("sample.py --t 0", "--t 0 .* at least 1"),

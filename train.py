@@ -89,7 +89,7 @@ METHOD = {
     "critic_steps": (3, number(int, 1), "per generator step (open; ours)"),
     # In the paper all windows begin with i (0): nearer there, but samples of 400 frames leave their place
     "horizon": (400, number(int, 0), "mean length in frames of sampled trajectories (ours)"),
-    "seed": (0, int, "of all random numbers"),
+    "seed": (0, number(int, 0, 2 ** 32), "of all random numbers"),
 }
 # The paper's, or what it is without ours: --recipe paper
 PAPER = {"lr": 0.005, "betas": [0.9, 0.999], "horizon": 0}
@@ -697,6 +697,8 @@ def main(args, stop=None):
     output = Path(args.output)
     if output.is_dir() or not os.access(output.parent, os.W_OK):
         raise InputError(f"{output} cannot be written; choose a file in a writable folder with -o.")
+    if output.suffix == ".csv":
+        raise InputError(f"{output} would be overwritten by the report; name a .pt file with -o.")
     state_path = output.with_suffix(".state.pt")
     if args.threads:
         torch.set_num_threads(args.threads)
@@ -724,8 +726,8 @@ def main(args, stop=None):
         judges["holdout"] = unseen, other["clips"]
     digest = hashlib.sha256(codes.tobytes() + repr(clips).encode()).hexdigest()
     if state and state["digest"] != digest:
-        raise InputError(f"{state_path} was trained on other codes than {', '.join(map(str, args.latents))}; "
-                         f"name those, or leave out --resume to start anew.")
+        raise InputError(f"{state_path} was trained on other codes than {', '.join(map(str, args.latents))}, "
+                         f"or one of both with --holdout; give the same, or start anew without --resume.")
     (N, L, D), pca = codes.shape, fit_pca(codes)
     real = {}                                                       # "training" first: others need its scales
     for name, (x, where) in judges.items():
