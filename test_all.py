@@ -60,8 +60,8 @@ from baselines import longvideogan, one_style
 from models import InputError
 from pretrain import heads, image_model
 from studies import crop as crop_study
-from studies import looping, neighbours, sidebyside, speed, truth
-from studies.goldens import fill, golden_error, pseudo, sine_images
+from studies import gpu, looping, neighbours, sidebyside, speed, truth
+from studies.goldens import fill, sine_images
 
 ROOT = Path(__file__).resolve().parent
 DEMO, PHOTO = ROOT / "assets" / "demo.mp4", ROOT / "assets" / "astronaut.jpg"
@@ -90,15 +90,13 @@ def wait(process, ready):
         time.sleep(0.005)
 
 
-@contextlib.contextmanager
+@pytest.fixture(autouse=True)
 def own_signals():
-    """What handles signals inside ends with it."""
+    """What handles signals in a test ends with it."""
     handlers = [(number, signal.getsignal(number)) for number in (signal.SIGINT, signal.SIGTERM)]
-    try:
-        yield
-    finally:
-        for number, handler in handlers:
-            signal.signal(number, handler)
+    yield
+    for number, handler in handlers:
+        signal.signal(number, handler)
 
 
 @pytest.fixture
@@ -108,7 +106,7 @@ def call(tmp_path, monkeypatch, capsys):
     def call_it(line):
         script, *words = shlex.split(line)
         monkeypatch.setattr(sys, "argv", [script, *words])
-        with own_signals(), pytest.raises(SystemExit) as end:
+        with pytest.raises(SystemExit) as end:
             runpy.run_path(str(ROOT / script), run_name="__main__")
         out, said = capsys.readouterr()
         assert out == ""
@@ -144,36 +142,10 @@ def assert_refused(result, *words):
 # models.py: StyleGAN2, pSp, the loader
 # ------------------------------------------------------------------------------------------------------------
 
-def area(images, side):
-    """Block means: (B, 3, size, size) -> (B, 3, side, side)."""
-    return nn.functional.avg_pool2d(images, images.shape[-1] // side)
-
-
-def test_stylegan2_equals_upstream():
-    model = models.ImageModel(fill(models.Generator(256)), None, pseudo("latent_avg", [512]))
-    z = torch.from_numpy(np.random.RandomState(701).standard_normal((4, 512))).float()
-    w = model.map(z)
-    assert w.shape == (4, 14, 512)
-    images = model.render(w[:2])
-    assert golden_error("stylegan2 w", w[0, 0, ::64]) < 1e-4
-    assert golden_error("stylegan2 area64", area(images, 64)[0, 1, 4::16, 4::16]) < 1e-4
-    assert golden_error("stylegan2 corner32", images[1, 0, :4, :4]) < 1e-4
-    truncated = model.render(model.map(z[:1], truncation=0.7))
-    assert golden_error("stylegan2 trunc07 area64", area(truncated, 64)[0, 2, 4::16, 4::16]) < 1e-4
-    # Half precision is the same picture to its rounding; a resolution on the way is the RGB sum reached there
-    half = model.render(w[:1], dtype=torch.bfloat16)
-    assert half.dtype == torch.float32 and (half - images[:1]).std() / images.std() < 0.02
-    assert model.generator(w[:1], resolution=32).shape == (1, 3, 32, 32)
-
-
-def test_psp_equals_upstream():
-    encoder = fill(models.GradualStyleEncoder(), "encoder.")
-    codes = encoder(sine_images(101, 2, 256)) + pseudo("latent_avg", [18, 512])
-    assert codes.shape == (2, 18, 512)
-    assert golden_error("psp codes", codes[1, ::3, ::128]) < 1e-4
-    images = fill(models.Generator(1024), "decoder.")(codes)
-    assert golden_error("psp area64", area(images, 64)[0, 1, 4::16, 4::16]) < 1e-4
-    assert golden_error("psp corner32", images[1, 0, :4, :4]) < 1e-4
+def test_image_networks_equal_upstream():
+    """StyleGAN2, and pSp's encoder before its decoder."""
+    errors = gpu.goldens(argparse.Namespace(device=torch.device("cpu"), tiny=False))
+    assert len(errors) == 8 and errors["all below 1e-4"], errors
 
 
 def test_fast_rendering_equals_the_plain_one():
@@ -182,14 +154,17 @@ def test_fast_rendering_equals_the_plain_one():
     plain = speed.plain_render(g, w)
     for ours in (g(w), torch.cat([g(part) for part in w.split(1)])):        # one alone takes a way of its own
         assert (ours - plain).abs().max() < 1e-5 * plain.std()
+    # Half precision is the same picture to its rounding; a resolution on the way is the RGB sum reached there
+    half = g(w, dtype=torch.bfloat16)
+    assert half.dtype == torch.float32 and (half - plain).std() < 0.02 * plain.std()
+    assert g(w, resolution=32).shape == (3, 3, 32, 32)
 
 
 def small_checkpoint(clamp=None):
     """Generator, encoder and pSp-layout checkpoint of a 32 px model with pseudo-weights (8 x 16 codes)."""
     generator = fill(models.Generator(32, 16, 10, 2, {4: 8, 8: 8, 16: 6, 32: 4}, clamp=clamp))
     encoder = fill(models.GradualStyleEncoder(8, 16, 32, (1, 1, 1, 1), (4, 8, 12, 16), 8))
-    parts = {**{f"decoder.{n}": v for n, v in generator.state_dict().items()},
-             **{f"encoder.{n}": v for n, v in encoder.state_dict().items()}}
+    parts = prefixed("decoder.", generator.state_dict()) | prefixed("encoder.", encoder.state_dict())
     checkpoint = {"state_dict": parts, "latent_avg": torch.ones(8, 16), "opts": {"name": "small"}}
     return generator, encoder, checkpoint
 
@@ -221,25 +196,20 @@ def test_load_image_model_reads_sizes_from_the_weights(tmp_path):
                   load, tmp_path / "g.pt", {"g_ema": small.state_dict()}, encoder=tmp_path / "any.bin")
 
 
-def test_e4e_differs_from_psp_by_its_options_alone(tmp_path):
-    """e4e's rows after the first are offsets from the first (Tov et al. 2021, sec. 4.1)."""
+def test_encoders_differ_by_their_options_alone(tmp_path, capsys):
+    """e4e's rows after the first are offsets from the first (Tov et al. 2021, sec. 4.1); its encoder of cars
+    reads the middle rows of the square."""
     _, encoder, checkpoint = small_checkpoint()
     images = sine_images(1, 2, 32)
-    w = encoder(images)
+    wide = images[:, :, 4:28]                                               # 24 x 32, as 192 x 256
+    w, cars = encoder(images), encoder(wide) + 1
     together = torch.cat([w[:, :1], w[:, :1] + w[:, 1:]], 1)
     for opts, wanted in (({"encoder_type": "Encoder4Editing"}, together + 1),
                          ({"encoder_type": "GradualStyleEncoder"}, w + 1), ({}, w + 1),
-                         ({"start_from_latent_avg": False}, w)):
-        assert torch.equal(load(tmp_path / "e.pt", {**checkpoint, "opts": opts}).encode(images), wanted), opts
-
-
-def test_e4e_for_cars_reads_the_middle_rows_of_the_square(tmp_path, capsys):
-    _, encoder, checkpoint = small_checkpoint()
-    model = load(tmp_path / "e.pt", {**checkpoint, "opts": {"dataset_type": "cars_encode"}})
-    assert "cars" in capsys.readouterr().err
-    square = sine_images(1, 1, 32)
-    codes = encoder(square[:, :, 4:28]) + 1                                 # 24 x 32, as 192 x 256
-    assert torch.equal(model.encode(square), codes) and torch.equal(model.encode(square[:, :, 4:28]), codes)
+                         ({"start_from_latent_avg": False}, w), ({"dataset_type": "cars_encode"}, cars)):
+        model = load(tmp_path / "e.pt", {**checkpoint, "opts": opts})
+        assert torch.equal(model.encode(images), wanted), opts
+    assert torch.equal(model.encode(wide), cars) and "encodes cars" in capsys.readouterr().err
 
 
 # One generator, in every wrapper that people have it in
@@ -293,8 +263,7 @@ def test_rows_beyond_the_decoders_are_dropped(tmp_path):
 
 
 @pytest.mark.parametrize("kind, channels, words", (
-    ("GradualStyleEncoder", 1, "reads 1 channels.*sketch"), ("GradualStyleEncoder", 4, "4 channels.*SAM"),
-    ("GradualStyleEncoder", 19, "19 channels.*maps"), ("ProgressiveBackboneEncoder", 6, "6 .*ReStyle"),
+    ("GradualStyleEncoder", 6, "reads 6 channels.*ReStyle.*SAM.*sketches or maps"),
     ("BackboneEncoderUsingLastLayerIntoW", 3, "is a BackboneEncoderUsingLastLayerIntoW")))
 def test_a_decoder_is_read_whatever_its_encoder_is(tmp_path, kind, channels, words):
     generator, _, checkpoint = small_checkpoint()
@@ -389,12 +358,11 @@ class Persistent:
         own = {name: value for name, value in flat.items() if "." not in name}
         tensors = {name: value for name, value in own.items() if isinstance(value, torch.Tensor)}
         learnt = {name: nn.Parameter(tensors.pop(name)) for name in ("weight", "bias") if name in tensors}
-        inner = {name.split(".")[0]: {} for name in flat if "." in name}
-        for name, part in inner.items():
-            part.update({n[len(name) + 1:]: v for n, v in flat.items() if n.startswith(f"{name}.")})
+        inner = dict.fromkeys(name.split(".")[0] for name in flat if "." in name)
+        modules = {name: Persistent(models.below(flat, f"{name}.")) for name in inner}
         ordered = collections.OrderedDict
         self.state = {**own, "_parameters": ordered(learnt), "_buffers": ordered(tensors),
-                      "_modules": ordered({n: Persistent(part) for n, part in inner.items()}), "hooks": set()}
+                      "_modules": ordered(modules), "hooks": set()}
 
     def __reduce__(self):
         meta = {"type": "class", "version": 6, "module_src": "raise SystemExit('executed')",
@@ -486,43 +454,39 @@ def test_nvidia_pickles_that_are_refused(tmp_path, upstream_names):
 
 # Fetching, from a server of our own
 
-class FileServer(http.server.BaseHTTPRequestHandler):
-    """Serves `data` with Range requests; the first answer breaks off after `cut` bytes."""
-    data, cut, ranges = b"", None, []
-
-    def do_GET(self):
-        match = re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range", ""))
-        start = int(match[1]) if match else 0
-        self.ranges.append(start)
-        body = self.data[start:]
-        self.send_response(206 if match else 200)
-        self.send_header("Content-Length", str(len(body)))
-        if match:
-            self.send_header("Content-Range", f"bytes {start}-{len(self.data) - 1}/{len(self.data)}")
-        self.end_headers()
-        cut, type(self).cut = self.cut, None
-        self.wfile.write(body if cut is None else body[:cut])
-
-    def log_message(self, *_):
-        pass
-
-
 @pytest.fixture
 def address(monkeypatch, tmp_path):
-    handler = type("Handler", (FileServer,), {"ranges": []})
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    class FileServer(http.server.BaseHTTPRequestHandler):
+        """Serves `data` with Range requests; the first answer breaks off after `cut` bytes."""
+        data, cut, ranges = b"", None, []
+
+        def do_GET(self):
+            match = re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range", ""))
+            start = int(match[1]) if match else 0
+            self.ranges.append(start)
+            body = self.data[start:]
+            self.send_response(206 if match else 200)
+            self.send_header("Content-Length", str(len(body)))
+            if match:
+                self.send_header("Content-Range", f"bytes {start}-{len(self.data) - 1}/{len(self.data)}")
+            self.end_headers()
+            cut, type(self).cut = self.cut, None
+            self.wfile.write(body if cut is None else body[:cut])
+
+        def log_message(self, *_):
+            pass
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), FileServer)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     monkeypatch.setenv("STYLEVIDEOGAN_CACHE", str(tmp_path / "cache"))
-    yield f"http://127.0.0.1:{server.server_port}/model.pt", handler
+    yield f"http://127.0.0.1:{server.server_port}/model.pt", FileServer
     server.shutdown()
     server.server_close()
 
 
 def test_named_models_are_fetched_once_and_checked(address, tmp_path, monkeypatch, capsys):
     url, handler = address
-    whole = io.BytesIO()
-    torch.save(small_checkpoint()[2], whole)
-    handler.data = whole.getvalue()
+    handler.data = packed(small_checkpoint()[2], "zip")
     sha256 = hashlib.sha256(handler.data).hexdigest()
     monkeypatch.setitem(models.OFFICIAL, "ffhq", ("model.pt", url, None))       # no published hash
     assert models.load_image_model("ffhq").sha256 == sha256
@@ -659,8 +623,6 @@ def test_embedded_image_model_is_small_and_documents_itself():
     assert "pretrain.image_model" in opts["command"] and opts["date"] and "CC0" in opts["licence"]
     assert opts["names"] == [*heads.NAMES] and opts["quality"]["people"]["psnr"] > 25
     assert checkpoint["state_dict"]["decoder.convs.0.conv.weight"].dtype == torch.float16
-    model = models.load_image_model("faces128")
-    assert (model.size, model.L, model.D, model.name) == (128, 12, 128, "faces128")
 
 
 def test_motion_generator_follows_tables_4_to_6():
@@ -688,7 +650,6 @@ def test_motion_generator_follows_tables_4_to_6():
     v = G.translate_in(l.reshape(-1, 32))
     by_hand = nn.functional.leaky_relu(v @ G.rows[2] + G.rows_bias[2], 0.2).reshape(3, 7, 24)
     assert torch.allclose(w[:, :, 2], by_hand / math.sqrt(1 + 1e-5), atol=1e-5)
-    assert models.MotionGenerator(18, 512).rows.shape == (18, 512, 512)         # the official size
 
 
 @pytest.mark.parametrize("T", (2, 4, 7, 11, 25, 75))
@@ -813,13 +774,6 @@ def codes(toy):
     return toy / "codes.npy"
 
 
-def shown(model, u):
-    """Pictures (n, 128, 128, 3) uint8 that faces128 makes of u (n, Z), as pretrain/heads.py has it."""
-    z = torch.from_numpy((u - heads.CALM[1]) / heads.CALM[0])
-    w = model.generator.style[1:](z)                                        # trained without PixelNorm
-    return transfer.render(model, w[:, None].expand(-1, model.L, -1), 4)
-
-
 def write_video(path, frames, fps=25):
     with transfer.VideoWriter(path, fps) as video:
         for frame in frames:
@@ -831,10 +785,6 @@ def decoded(path):
     """Frames of a video, (T, H, W, 3) uint8, decoded by PyAV."""
     with av.open(str(path)) as container:
         return np.stack([frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)])
-
-
-def left_over(folder):
-    return [p.name for p in Path(folder).iterdir() if p.name.endswith(".part")]
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -964,54 +914,39 @@ def test_shards_of_heads_go_on(tmp_path, monkeypatch):
 TINY = ("--size", 32, "--steps", 6, "--batch", 4, "--every", 3, "--workers", 0)
 
 
-def shards_of_heads(folder, files=3, each=4, size=40):
-    """What pretrain/heads.py --render writes, of noise."""
-    rng = np.random.default_rng(0)
-    folder.mkdir()
-    for k in range(files):
-        noise = rng.integers(0, 256, (each, size, size, 3), np.uint8)
-        jpeg = [cv2.imencode(".jpg", picture)[1].ravel() for picture in noise]
-        boxes = np.float32([[[0.3, 0.4, 0.4, 0.45], [0.6, 0.4, 0.7, 0.45], [0.4, 0.7, 0.6, 0.8]]] * each)
-        np.savez(folder / f"heads-{k:06d}.npz", jpeg=np.concatenate(jpeg), lengths=[len(e) for e in jpeg],
-                 u=rng.standard_normal((each, heads.Z)).astype(np.float32), boxes=boxes)
-    return folder
-
-
 def test_image_model_of_rendered_heads(tmp_path):
-    folder = shards_of_heads(tmp_path / "heads")
+    # What pretrain/heads.py --render writes, of noise
+    folder, rng = tmp_path / "heads", np.random.default_rng(0)
+    folder.mkdir()
+    boxes = np.float32([[[0.3, 0.4, 0.4, 0.45], [0.6, 0.4, 0.7, 0.45], [0.4, 0.7, 0.6, 0.8]]] * 4)
+    for k in range(3):
+        noise = rng.integers(0, 256, (4, 40, 40, 3), np.uint8)
+        jpeg = [cv2.imencode(".jpg", picture)[1].ravel() for picture in noise]
+        np.savez(folder / f"heads-{k:06d}.npz", jpeg=np.concatenate(jpeg), lengths=[len(e) for e in jpeg],
+                 u=rng.standard_normal((4, heads.Z)).astype(np.float32), boxes=boxes)
+
     assert_done(run("pretrain.image_model", folder, "-o", tmp_path / "tiny.pt", *TINY), "at rest")
     model = models.load_image_model(tmp_path / "tiny.pt")
     assert (model.size, model.L, model.Z, model.has_actors) == (32, 8, heads.Z, True)
     quality = torch.load(tmp_path / "tiny.pt", weights_only=True)["opts"]["quality"]["people"]
     assert quality["frames"] == 4 and quality["psnr"] > 5 and quality["psnr_of_z"] > 5
 
-    # Actors are put to rest in the file; what is encoded stays but for half precision
+    # Its mapping takes z as heads.people() does; what is encoded stays; both but for half precision
     net, x = image_model.Networks(32, heads.Z).eval(), torch.rand(2, 3, 32, 32)
     net.load_state_dict(state_of(tmp_path / "tiny.pt")["ema"])
+    z = torch.from_numpy(np.random.default_rng(7).standard_normal((5, heads.Z)))
     with torch.no_grad():
+        assert torch.allclose(model.map(z)[:, 0], net.map(torch.from_numpy(heads.people(5, 7))), atol=0.02)
         assert torch.allclose(model.encode(x), net.encoder(x) + net.latent_avg, atol=0.01)
+    assert not torch.allclose(model.latent_avg[0], net.latent_avg, atol=0.1)
     assert cv2.imread(str(tmp_path / "tiny.png")).shape == (3 * 32, image_model.SHEET * 32, 3)
     shard = folder / "heads-000001.npz"
     shard.write_bytes(shard.read_bytes()[:5000])
-    refused = run("pretrain.image_model", folder, "-o", tmp_path / "b.pt", *TINY)
-    assert_refused(refused, "heads-000001.npz is no file of rendered heads")
+    words = "pretrain.image_model", folder, "-o", tmp_path / "b.pt", *TINY
+    assert_refused(run(*words), "heads-000001.npz is no file of rendered heads")
     (folder / "heads-000002.npz").unlink()
     shard.unlink()
-    refused = run("pretrain.image_model", folder, "-o", tmp_path / "b.pt", *TINY)
-    assert_refused(refused, "1 files of rendered heads")
-
-
-def test_actors_at_rest_are_built_into_the_file():
-    """The mapping takes z as heads.people() does, and what is encoded stays."""
-    torch.manual_seed(0)
-    net = image_model.Networks(32, heads.Z).eval()
-    calm = image_model.at_rest(net)
-    z = torch.from_numpy(np.random.default_rng(7).standard_normal((5, heads.Z))).float()
-    with torch.no_grad():
-        assert torch.allclose(calm.decoder.style(z), net.map(torch.from_numpy(heads.people(5, 7))), atol=1e-5)
-        x = torch.randn(2, 3, 32, 32)
-        a, b = (n.encoder(x) + n.latent_avg for n in (net, calm))
-    assert torch.allclose(a, b, atol=1e-5) and not torch.allclose(net.latent_avg, calm.latent_avg, atol=0.01)
+    assert_refused(run(*words), "1 files of rendered heads")
 
 
 def test_image_model_of_own_footage_has_one_actor(tmp_path, clip):
@@ -1052,7 +987,7 @@ def test_own_footage_resumes_exactly_where_the_critic_trains(tmp_path, monkeypat
     training("parts", True)
     a, b = (state_of(tmp_path / name) for name in ("whole.pt", "parts.pt"))
     for part in ("net", "ema", "critic", "optimiser", "critic_optimiser"):
-        assert equal(a[part], b[part]), part
+        torch.testing.assert_close(a[part], b[part], rtol=0, atol=0)
     assert a["critic_optimiser"]["state"][0]["step"] == 3                       # steps 3, 4, 5 of 0 to 5
     quality = torch.load(tmp_path / "whole.pt", weights_only=True)["opts"]["quality"]
     assert quality["last_10th"]["sharpness"] > 0                                # of whole frames
@@ -1119,7 +1054,7 @@ def test_embed_makes_codes_of_a_video(embedded):
     assert codes.shape == (75, 12, 128) and codes.dtype == np.float32 and np.isfinite(codes).all()
     assert meta["fps"] == 25 and meta["model"]["name"] == "faces128" and meta["psnr"] > 20
     assert [(f["index"], f["time"], f["clip"]) for f in rows] == [(k, k / 25, 0) for k in range(75)]
-    assert "--model ffhq" in printed and str(path) in printed and not left_over(path.parent)
+    assert "--model ffhq" in printed and str(path) in printed and not [*path.parent.glob("*.part")]
     assert sum("psnr" in f for f in rows) == 12
     assert cv2.imread(str(path.with_suffix(".png"))).shape == (2 * 128, 12 * 128, 3)
 
@@ -1194,7 +1129,7 @@ def looked_at(path):
 
 
 def joined(path, first, second):
-    """Two recordings in one file: its time stamps start again."""
+    """Two recordings in one file: its time stamps start again, and maybe in another size."""
     parts = [mux(path.with_suffix(f".{k}"), x, format="mpegts") for k, x in enumerate((first, second))]
     path.write_bytes(b"".join(part.read_bytes() for part in parts))
     return path
@@ -1224,7 +1159,7 @@ GONE = [5, 6, 12]
     ("90000.mkv", lambda path, x: mux(path, x, 90000, MS), 25, {"seconds_shown": 0.76}, (), ""),
     ("paused.mkv", lambda path, x: mux(path, x, pts=MS + 20000 * (MS >= 400)), 25,
      {"jumps": 1, "seconds_shown": 20.8}, (10,), "stamps jump 1 times"),
-    ("again.ts", lambda path, x: joined(path, x[:10], x[10:]), 25,
+    ("again.ts", lambda path, x: joined(path, x[:10], counting(20, 128, 192)[10:]), 25,
      {"jumps": 1, "seconds_shown": 0.4}, (10,), "stamps jump 1 times"),
     ("variable.mkv", lambda path, x: mux(path, np.delete(x, GONE, 0), pts=np.delete(MS, GONE)), 25,
      {"decoded": 17, "shown": 17, "repeated": 3}, (), "resampled to a constant 25.000"),
@@ -1372,10 +1307,6 @@ def test_codecs_and_pixels(tmp_path, codec, pix_fmt, suffix):
     assert shown == list(range(6)) and found["fps"] == 25 and found["notes"] == []
 
 
-def test_the_size_may_change(tmp_path):
-    assert looked_at(joined(tmp_path / "v.ts", counting(6), counting(6, 128, 192)))[1] == 2 * list(range(6))
-
-
 @pytest.mark.parametrize("height, space", ((480, "ITU601"), (720, "ITU709")))
 def test_a_video_that_names_no_colours_is_read_as_players_do(tmp_path, height, space):
     """Red, stored by BT.709 from 720 lines on and by BT.601 below, comes back red."""
@@ -1424,7 +1355,7 @@ def test_embed_goes_on_after_kill_and_interruption(tmp_path, clip):
     assert_done(run(*words))
     for suffix in ("npy", "json", "png"):
         assert (tmp_path / f"x.{suffix}").read_bytes() == (tmp_path / f"whole.{suffix}").read_bytes()
-    assert not left_over(tmp_path)
+    assert not [*tmp_path.glob("*.part")]
 
 
 def test_a_full_disk_is_one_sentence(tmp_path, call):
@@ -1651,20 +1582,12 @@ def options(*words):
 
 def trained(path, output, *words):
     """train.py in this process -> the motion model."""
-    with own_signals():
-        train.main(train.options_parser().parse_args([str(path), "-o", str(output), *map(str, words)]))
+    train.main(train.options_parser().parse_args([str(path), "-o", str(output), *map(str, words)]))
     return torch.load(output, weights_only=True)
 
 
 def state_of(output):
     return torch.load(output.with_suffix(".state.pt"), weights_only=True)
-
-
-def equal(x, y):
-    """Whether nested dictionaries hold the same tensors, bit for bit."""
-    if isinstance(x, dict):
-        return x.keys() == y.keys() and all(equal(x[k], y[k]) for k in x)
-    return torch.equal(x, y) if isinstance(x, torch.Tensor) else x == y
 
 
 def retold(codes, folder, **changes):
@@ -1830,9 +1753,11 @@ def test_filtered_noise_is_told_from_the_video_that_filtered_it():
     assert noise["jitter"] == pytest.approx(1, abs=0.03) and noise["novelty"] > 0.9 > 0.01 > video["novelty"]
 
 
-@pytest.mark.parametrize("words", ((), ("--critic-steps", 1, "--window", 7), ("--recipe", "paper")))
+@pytest.mark.parametrize("words", (
+    (), ("--critic-steps", 1, "--window", 7, "--horizon", 20), ("--recipe", "paper")))
 def test_a_step_equals_the_plain_way_of_doing_it(words):
-    """In float64, as Adam makes something of every rounding error: weights, EMA, pool, norm and losses."""
+    """In float64, as Adam makes something of every rounding error: weights, EMA, pool, norm and losses. At a
+    horizon of 20 frames some trajectories of the pool end, and others take their places."""
     args = options("--batch", 16, "--window", 6, *words)
     torch.manual_seed(0)
     codes, starts, found = torch.randn(90, 4, 16), torch.arange(60), []
@@ -1855,23 +1780,9 @@ def test_a_step_equals_the_plain_way_of_doing_it(words):
     assert not any(torch.equal(ours[f"{part}.rows"], before[f"{part}.rows"]) for part in ("G", "ema"))
 
 
-def test_later_windows_go_on_where_the_last_ones_ended():
-    """From the memories in the pool; a trajectory that ends makes place for one that has just begun."""
-    args = options("--batch", 8, "--window", 6)
-    nets, _ = train.networks(torch.randn(90, 4, 16), args)
-    draws = train.draw(torch.Generator().manual_seed(0), 0, 60, args)
-    draws["renew"][0] = torch.tensor([False, True, False, False])
-    i, s, memory = draws["i"][0], draws["s"][0], nets.pool.transpose(0, 1).clone()
-    with torch.no_grad():
-        l, w = train.sample_windows(nets, i, s, draws, 0)
-        further, end = nets.G.roll(draws["s_later"][0], memory)
-        _, begun = nets.G.roll(s, nets.G.hidden(i))
-    assert torch.allclose(l[4:], torch.cat([memory[3][:, None], further], 1), atol=1e-6)
-    assert torch.equal(l[:4, 0], i) and w.shape == (8, 6, 4, 16)
-    end[:, 1] = begun[:, 1]
-    assert torch.allclose(nets.pool, end.transpose(0, 1), atol=1e-6)
+def test_trajectories_end_after_400_frames_in_the_mean():
     often = train.draw(torch.Generator().manual_seed(1), 0, 60, options("--batch", 4000))["renew"]
-    assert often.float().mean() == pytest.approx(25 / 400, rel=0.1)             # 400 frames in the mean
+    assert often.float().mean() == pytest.approx(25 / 400, rel=0.1)
 
 
 def test_what_is_held_out_is_the_end_of_the_longest_clip():
@@ -1922,15 +1833,14 @@ def test_train_writes_a_whole_motion_model(codes, tmp_path):
     assert [row["step"] for row in rows] == [1, 2]
     per_epoch = math.ceil(len(train.window_starts([(0, 50), (50, 90)], 6)) / (8 * 3))   # critic steps of 8
     assert rows[1]["epoch"] == pytest.approx(2 / per_epoch, abs=0.01)
-    assert motion["options"]["lr"] == 0.05 and motion["holdout"] is None and not left_over(tmp_path)
+    assert motion["options"]["lr"] == 0.05 and motion["holdout"] is None and not [*tmp_path.glob("*.part")]
 
 
 def test_a_training_is_judged_on_video_that_it_does_not_learn_from(codes, tmp_path, quick_reports, capsys):
     """--holdout, here the same video: the same values; or else the end of the longest clip."""
     path, words = tmp_path / "m.pt", ("--steps", 1, *SMALL)
     trained(codes, path, *words, "--holdout", codes)
-    names, row = (line.split(",") for line in path.with_suffix(".csv").read_text().splitlines())
-    row = dict(zip(names, row))
+    row = looping.last_report(path)
     wanted = {f"{kind}_{name}" for kind in ("short", "long") for name in train.MEASURES}
     assert {name for name in row if "_short_" in name or "_long_" in name} == {
         f"{video}_{name}" for video in ("training", "holdout") for name in wanted}
@@ -1966,7 +1876,7 @@ def test_the_papers_recipe_windows_of_hands_and_resume_with_other_words(codes, t
     assert_raises("m.state.pt is no training state of this", trained, path, output, "--steps", 4, "--resume")
     state.write_bytes(whole[:5000])
     assert_raises("m.state.pt is no training state", trained, path, output, "--steps", 4, "--resume")
-    assert output.read_bytes() == before and not left_over(tmp_path)
+    assert output.read_bytes() == before and not [*tmp_path.glob("*.part")]
 
 
 @pytest.mark.parametrize("words, per_epoch, steps", (
@@ -2016,7 +1926,8 @@ def test_stopped_and_killed_training_goes_on_to_the_same_end(codes, tmp_path, ca
     trained(codes, output, "--resume", *words)
     assert f"has its {20 * kills} steps already" in capsys.readouterr().err
     parts = torch.load(output, weights_only=True)
-    assert whole["step"] == parts["step"] == 20 * kills and equal(whole["generator"], parts["generator"])
+    assert whole["step"] == parts["step"] == 20 * kills
+    torch.testing.assert_close(whole["generator"], parts["generator"], rtol=0, atol=0)
     assert {20, 20 * kills} <= {row["step"] for row in state_of(output)["rows"]}
 
 
@@ -2068,7 +1979,8 @@ def test_trainings_in_threads_are_those_of_their_own_process(codes, tmp_path, qu
     for kind, seed, lr in jobs[:2]:
         alone = trained(codes, tmp_path / "alone.pt", *SMALL, "--steps", 8, "--model", kind, "--seed", seed,
                         "--lr", lr)
-        assert equal(torch.load(tmp_path / f"{seed}.pt", weights_only=True)["generator"], alone["generator"])
+        beside = torch.load(tmp_path / f"{seed}.pt", weights_only=True)
+        torch.testing.assert_close(beside["generator"], alone["generator"], rtol=0, atol=0)
 
 
 def test_the_ablation_leaves_one_thing_out_in_each_row(codes, tmp_path, quick_reports, capsys):
@@ -2085,9 +1997,8 @@ def test_the_ablation_leaves_one_thing_out_in_each_row(codes, tmp_path, quick_re
 
     # Two models of each, the first of which is there, with values of our own in its report
     csv = tmp_path / "no-later-00.csv"
-    names, row = (line.split(",") for line in csv.read_text().splitlines())
-    ours = dict(zip(names, row)) | {"training_long_mmd": "5000", "holdout_short_motion": "7000"}
-    csv.write_text("\n".join(map(",".join, (ours, ours.values()))) + "\n")
+    ours = looping.last_report(csv) | {"training_long_mmd": 5000, "holdout_short_motion": 7000}
+    csv.write_text("\n".join(",".join(map(str, line)) for line in (ours, ours.values())) + "\n")
     args.models = 2
     capsys.readouterr()
     looping.ablation(args, tmp_path)
@@ -2123,8 +2034,7 @@ def test_the_study_of_the_neighbours(tmp_path):
     found, said = json.loads((tmp_path / "neighbours.json").read_text()), result.stdout.decode()
 
     # The rate, by the motion.csv of the one training of three that was to do, which is the first that counts
-    names, row = (line.split(",") for line in (tmp_path / "one_style-0.001-3-0.csv").read_text().split())
-    report = dict(zip(names, map(float, row)))
+    report = looping.last_report(tmp_path / "one_style-0.001-3-0.pt")
     score = report["holdout_long_mmd"] + report["holdout_long_motion"]
     assert found["scores"]["one_style"]["0.001"] == pytest.approx(score)
     assert found["scores"]["one_style"]["0.002"] == 1e5 - 10 and found["rates"] == {"one_style": 0.001}
@@ -2157,9 +2067,8 @@ def test_the_study_of_the_neighbours(tmp_path):
     G, _ = sample.load_motion(tmp_path / "one_style-0.001-3-0.pt")
     clip = torch.from_numpy(videos[1][:15])
     rebuilt = G.translate(one_style.invert(G, clip) * G.waves(torch.arange(15)))
-    r2 = 1 - (clip - rebuilt).square().sum() / (clip - clip.mean(0)).square().sum()
     assert [*found["inversion"]] == ["15", "30", "60", "120", "240"]
-    assert found["inversion"]["15"]["inverted"] == pytest.approx(float(r2), abs=1e-3)
+    assert found["inversion"]["15"]["inverted"] == pytest.approx(one_style.explained(clip, rebuilt), abs=1e-3)
     drawn = {name: ElementTree.parse(tmp_path / f"{name}.svg").getroot()
              for name in ("distance", "trajectories", "fps")}
     lines = {name: [line.get("points").split() for line in svg.iter() if line.tag.endswith("polyline")]
@@ -2234,16 +2143,13 @@ def test_a_fitted_model_is_in_its_file(kind, codes, tmp_path, capsys, quick_repo
     said = capsys.readouterr().err
     assert "fitted in" in said and "training, long: gaussian" in said and "m.pt" in said
     assert motion["kind"] == kind and motion["window"] == 6 and motion["fps"] == 25.0
-    assert not list(tmp_path.glob("m.*.pt")) and not left_over(tmp_path)
+    assert not list(tmp_path.glob("m.*.pt")) and not [*tmp_path.glob("*.part")]
     x, meta = train.load_latents(codes)
     x = train.coordinates(torch.from_numpy(x), motion["pca"])
     G = models.motion_model(kind)(L, D).fit(x, meta["clips"], motion["pca"])
     again, _ = sample.load_motion(tmp_path / "m.pt")
     w = np.concatenate([*sample.sample(again, 40, 3)])
     assert np.allclose(np.concatenate([*sample.sample(G, 40, 3)]), w, atol=1e-4) and w.std(0).max() > 0.01
-    assert np.array_equal(np.concatenate([*sample.sample(again, 35, 3)]), w[:35])
-    twice = np.concatenate([*sample.sample(again, 79, 3, every=Fraction(1, 2))])        # at another rate
-    assert np.allclose(twice[::2], w, atol=1e-4)
 
 
 @pytest.mark.parametrize("kind, error", (("noise", 0.1), ("var", 0.1), ("textures", 0.2)))
@@ -2320,14 +2226,10 @@ def test_terminals_are_refused(toy):
 # VideoWriter and sound
 # ------------------------------------------------------------------------------------------------------------
 
-def smooth_picture(H, W, seed=0):
-    """Saturated colours that change slowly, so that halved colour planes lose little: (H, W, 3) uint8."""
-    return cv2.resize(np.random.RandomState(seed).randint(0, 256, (4, 4, 3)).astype(np.uint8), (W, H),
-                      interpolation=cv2.INTER_LINEAR)
-
-
 def test_video_colours_sizes_and_time(tmp_path):
-    pictures = [smooth_picture(125, 97, k // 4) for k in range(12)]
+    # Saturated colours that change slowly, so that halved colour planes lose little
+    tiles = [np.random.RandomState(k // 4).randint(0, 256, (4, 4, 3)).astype(np.uint8) for k in range(12)]
+    pictures = [cv2.resize(tile, (97, 125), interpolation=cv2.INTER_LINEAR) for tile in tiles]
     path = write_video(tmp_path / "12:30 %d.mp4", pictures, 29.97002997)        # no protocol, no pattern
     assert os.listdir(tmp_path) == [path.name]
     with av.open(f"file:{path}") as container:
@@ -2347,12 +2249,12 @@ def test_video_colours_sizes_and_time(tmp_path):
 
 
 def test_video_is_whole_or_absent(tmp_path):
-    picture, wide = smooth_picture(32, 32), np.zeros((16, 40000, 3), np.uint8)  # wider than H.264 allows
+    picture, other, wide = (np.zeros((H, W, 3), np.uint8)
+                            for H, W in ((32, 32), (32, 34), (16, 40000)))      # wider than H.264 allows
     with pytest.raises(ValueError, match="32 x 34 in a video of 32 x 32"):
-        write_video(tmp_path / "x.mp4", [picture, smooth_picture(32, 34)])
-    for name, frames, words in (("x.mp4", [], "no frames"), ("x.mp4", [wide], "cannot be written"),
-                                ("x.gif", [picture], "has to be a file")):
-        assert_raises(words, write_video, tmp_path / name, frames)
+        write_video(tmp_path / "x.mp4", [picture, other])
+    for frames, words in (([], "no frames"), ([wide], "cannot be written")):
+        assert_raises(words, write_video, tmp_path / "x.mp4", frames)
     assert os.listdir(tmp_path) == []
 
 
@@ -2479,18 +2381,17 @@ def test_rendering_starts_before_sampling_ends(toy, tmp_path):
 
 
 @pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
-@pytest.mark.parametrize("number", (signal.SIGINT, signal.SIGTERM))
-def test_interrupt_leaves_nothing(toy, tmp_path, number):
+def test_interrupt_leaves_nothing(toy, tmp_path):
     np.save(tmp_path / "long.npy", np.zeros((20000, L, D), np.float32))
     process = begin("transfer.py", "long.npy", "--motion", toy / "motion.pt", cwd=tmp_path)
     wait(process, lambda: any(part.stat().st_size for part in tmp_path.glob(".video.mp4.part")))
-    process.send_signal(number)
+    process.send_signal(signal.SIGINT)
     text = process.communicate(timeout=30)[1].decode()
     assert process.returncode == 130 and "nothing was written" in text and "Traceback" not in text, text
     assert os.listdir(tmp_path) == ["long.npy"]
     process = begin("sample.py", "--motion", toy / "motion.pt", "--t", 10 ** 7, "-o", "x.npy", cwd=tmp_path)
     wait(process, lambda: any(part.stat().st_size for part in tmp_path.glob(".x.npy.part")))
-    process.send_signal(number)
+    process.send_signal(signal.SIGTERM)
     text = process.communicate(timeout=30)[1].decode()
     assert process.returncode == 130 and text.endswith("sample.py: interrupted.\n"), text
     assert os.listdir(tmp_path) == ["long.npy"]
@@ -2653,8 +2554,8 @@ def test_reenactment_gives_the_motion_of_one_to_the_face_of_another():
     for who in (1, 2):
         u = heads.people(1, who).repeat(10, 0)
         u[:, heads.MOTION:] = said[:, heads.MOTION:]
-        clips.append(shown(model, u))
-    w, w_truth = (model.encode(torch.from_numpy(x).permute(0, 3, 1, 2).float() / 127.5 - 1) for x in clips)
+        clips.append(truth.through_z(model, u))
+    w, w_truth = (truth.encoded(model, x) for x in clips)
     pca = sample.load_motion(ROOT / "assets" / "motion.pt")[1]["pca"]
 
     def value(codes):
@@ -2670,8 +2571,7 @@ def test_another_generator_renders_the_same_codes(toy, tmp_path, lossless):
     """--generator: codes and actors of the one, pictures of the other, a file without an encoder."""
     w = np.random.RandomState(0).standard_normal((3, L, D)).astype(np.float32)
     np.save(tmp_path / "w.npy", w)
-    weights = torch.load(toy / "image.pt", weights_only=True)["state_dict"]
-    weights = {name[8:]: value for name, value in weights.items() if name.startswith("decoder.")}
+    weights = models.below(torch.load(toy / "image.pt", weights_only=True)["state_dict"], "decoder.")
     weights["to_rgb1.bias"] += 0.5
     torch.save({"g_ema": weights, "latent_avg": torch.zeros(D)}, tmp_path / "brighter.pt")
 
@@ -2905,7 +2805,7 @@ def test_measures_of_faces_by_hand():
 def test_dlib_reads_the_motion_that_is_shown():
     u = heads.people(1, 7).repeat(12, 0)
     u[:, heads.FACE], u[:, heads.MOTION] = np.linspace(-1, 1.5, 12), np.tile([-1.2, 0, 1.2], 4)
-    points = map(embed.landmarks, shown(models.load_image_model("faces128"), u))
+    points = map(embed.landmarks, truth.through_z(models.load_image_model("faces128"), u))
     found = [(m["mouth_opening"], m["yaw"]) for m in map(evaluate.face_measures, points)]
     for column, wanted in zip(np.transpose(found), heads.params(u)[:, [heads.FACE, heads.MOTION]].T):
         assert np.corrcoef(column, wanted)[0, 1] > 0.9, (column, wanted)
@@ -3012,6 +2912,13 @@ def test_kinds_of_models_and_what_was_held_out(quick, toy, codes, tmp_path):
     # Models that disagree on what was held out: nothing is
     read = quick(codes, tmp_path / "1.pt", toy / "motion.pt", window=6)
     assert "80 windows of 6 frames in the training video." in read["notes"] and len(read["ahead"]) == 1
+
+
+def test_evaluate_by_its_command_line(toy, codes, tmp_path):
+    result = run("evaluate.py", codes, toy / "motion.pt", "--holdout", codes, cwd=tmp_path)
+    assert_done(result, "no training video where", "results.html")
+    assert b"Motion, from the codes" in result.stdout
+    assert sorted(os.listdir(tmp_path)) == ["results.html", "results.json"]
 
 
 def test_an_interrupted_evaluation_goes_on(quick, toy, codes, scripts, tmp_path, monkeypatch):
@@ -3140,16 +3047,6 @@ def test_what_truth_counts():
     assert truth.kept(read, own, reader) == pytest.approx((1, 1 - 0.25))
     columns = (0.9, 0.8, 0.7), (0.8, 0.9, 0.6), (0.7, 0.1, 0.6)
     assert truth.ahead({way: {"r": column} for way, column in zip(truth.WAYS, columns)}, "r") == 2
-
-
-def test_sharpness_of_truth():
-    """Twice the contrast has four times the squared Laplacian, where it is looked at."""
-    real = np.random.RandomState(0).randint(100, 130, (1, 64, 64, 3)).astype(np.uint8)
-    left = np.arange(64)[None, None].repeat(64, 1) < 30
-    made = np.where(left[..., None], 2 * (real - 100), real).astype(np.uint8)
-    a, b = truth.laplacian(real), truth.laplacian(made)
-    assert a.shape == (1, 64, 64) and b[:, :, :28].sum() == pytest.approx(4 * a[:, :, :28].sum(), rel=0.1)
-    assert np.array_equal(a[:, :, 32:], b[:, :, 32:])
 
 
 def test_a_mirrored_head_is_read_as_one():
@@ -3435,7 +3332,6 @@ def unusable(toy, tmp_path_factory):
     ("transfer.py nan.npy", "nan.npy has NaN or infinite values in frame 37"),
     ("transfer.py cut.npy", "cut.npy is cut short: its head promises 40 frames, 30 came"),
     ("transfer.py good.npy -o .", "a file that ends in"), ("transfer.py good.npy -o no/v.mp4", "be written"),
-    ("transfer.py good.npy --seed 1.5", "--seed 1.5: .* whole number"),
     ("transfer.py good.npy --fps -1", "--fps from 0.1"), ("transfer.py good.npy --fps nan", "--fps from 0.1"),
     ("transfer.py good.npy --face 2", "--actor"), ("transfer.py good.npy --actor no.jpg", "no.jpg"),
     ("transfer.py good.npy --reference-frame 40", "good.npy has frames 0 to 39"),

@@ -140,6 +140,8 @@ def goldens(args):
             images = model.render(w[:2])
             found["stylegan2 area64"] = golden_error("stylegan2 area64", area(images)[0, 1, 4::16, 4::16])
             found["stylegan2 corner32"] = golden_error("stylegan2 corner32", images[1, 0, :4, :4])
+            truncated = area(model.render(model.map(z[:1], truncation=0.7)))[0, 2, 4::16, 4::16]
+            found["stylegan2 trunc07 area64"] = golden_error("stylegan2 trunc07 area64", truncated)
             encoder = fill(models.GradualStyleEncoder(), "encoder.").to(device)
             codes = encoder(sine_images(101, 2, 256).to(device)) + pseudo("latent_avg", [18, 512]).to(device)
             found["psp codes"] = golden_error("psp codes", codes[1, ::3, ::128])

@@ -114,11 +114,6 @@ def through_z(model, u):
     return shown(model, model.generator.style[1:](u)[:, None].expand(-1, model.L, -1))
 
 
-def laplacian(pictures):
-    """Squared Laplacian of the grey pictures: (n, size, size)."""
-    return np.stack([cv2.Laplacian(cv2.cvtColor(p, cv2.COLOR_RGB2GRAY), cv2.CV_32F) ** 2 for p in pictures])
-
-
 def seen(picture):
     """What dlib sees: {measure of the face: value}, descriptor (128,); or None."""
     big = cv2.resize(picture, (evaluate.JUDGED_SIDE,) * 2, interpolation=cv2.INTER_CUBIC)
@@ -129,12 +124,12 @@ def seen(picture):
 
 def picture_study(real, masks, made):
     """Of pictures `made` {row: (n, size, size, 3)} beside renders: {row: {measure: value}}."""
-    edges, faces = laplacian(real), [seen(p) for p in real]
+    faces = [seen(p) for p in real]
     table = {"renders": {"faces that dlib finds, %": 100 * np.mean([face is not None for face in faces])}}
     for row, pictures in made.items():
         table[row] = {"PSNR, dB": np.mean([embed.psnr(*pair) for pair in zip(real, pictures)])}
         for name, mask in masks.items():
-            table[row][f"sharpness, {name}"] = laplacian(pictures)[mask].sum() / edges[mask].sum()
+            table[row][f"sharpness, {name}"] = image_model.sharpness(real, pictures, mask)
         found = [seen(p) for p in tqdm(pictures, desc=row, unit="head")]
         both = [pair for pair in zip(faces, found) if None not in pair]
         table[row]["identity distance"] = np.mean([np.linalg.norm(a[1] - b[1]) for a, b in both])
