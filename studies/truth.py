@@ -56,7 +56,7 @@ HELD_OUT, LEARNT, DRAWN = 1_000_000, 2_000_000, 3_000_000
 SIDE = 80                                   # px of both pictures that the network sees
 FACE = (5 / 16, 15 / 16), (3 / 16, 13 / 16) # rows, columns of the face, in sides of the picture
 BATCH, RATE, DECAY, DROPOUT = 64, 2e-3, 0.02, 0.3
-ALPHAS = np.logspace(1, 5, 9)               # of the ridge on codes, chosen on the training part
+ALPHAS = np.logspace(1, 5, 9)               # of the ridge on codes, for each parameter its own
 LEAST = 0.5                                 # R2 below which a parameter is not read at all
 MARGIN = 0.02                               # round the boxes of eyes and mouth, in sides of the picture
 PERSON, MOTION = range(heads.PERSON), range(heads.MOTION, heads.Z)
@@ -198,7 +198,8 @@ def reading_study(model, s):
     read_render = picture_reader(learnt, z, s["steps"])
     read = picture_reader(np.concatenate([shown(model, w), through_z(model, u_drawn)]),
                           np.concatenate([z, heads.params(u_drawn)]), s["steps"])
-    ridge = make_pipeline(StandardScaler(), RidgeCV(ALPHAS)).fit(w.flatten(1).numpy(), z.astype(np.float64))
+    ridge = make_pipeline(StandardScaler(), RidgeCV(ALPHAS, alpha_per_target=True))
+    ridge.fit(w.flatten(1).numpy(), z.astype(np.float64))
     found = {"renders": read_render(real), **{row: read(pictures) for row, pictures in made.items()},
              "codes": ridge.predict(codes.flatten(1).numpy())}
     shares = {source: r2(truth, values) for source, values in found.items()}
