@@ -484,6 +484,11 @@ def address(monkeypatch, tmp_path):
     server.server_close()
 
 
+def test_the_docs_name_the_addresses_that_are_fetched_from():
+    docs = (ROOT / "docs" / "image-models.md").read_text(encoding="utf-8")
+    assert all(f"({url})" in docs for _, url, _ in models.OFFICIAL.values())
+
+
 def test_named_models_are_fetched_once_and_checked(address, tmp_path, monkeypatch, capsys):
     url, handler = address
     handler.data = packed(small_checkpoint()[2], "zip")
