@@ -674,11 +674,13 @@ def smooth_quads(points, fps=25.0, sigmas=SIGMAS):
     return square(E + DROP * down, SIDE / 2 * e)
 
 
-def crops(path, frames, size):
+def crops(path, frames, size, whole=None):
     """Yield the crop (size, size, 3) uint8 RGB of every frame of survey's, or row of a latents.json: "index",
-    "clip", "quad" of these are used."""
+    "clip", "quad" of these are used. whole: all frames of their clips, if these are some of them."""
     indices, clips, quads = (np.array([row[name] for row in frames]) for name in ("index", "clip", "quad"))
-    m, k = {clip: oversampling(quads[clips == clip], size) for clip in np.unique(clips)}, 0
+    whole = frames if whole is None else whole
+    all_clips, all_quads = (np.array([row[name] for row in whole]) for name in ("clip", "quad"))
+    m, k = {clip: oversampling(all_quads[all_clips == clip], size) for clip in np.unique(clips)}, 0
     for index, image in enumerate(prefetch(read_video(path)) if len(indices) else ()):
         while k < len(indices) and indices[k] == index:
             yield warp(image, quads[k], size, m[clips[k]])
@@ -818,8 +820,9 @@ def encode(model, sources, frames, codes, batch, resume=False):
         begin = int(unfinished.argmax()) // batch * batch
     sheet = np.linspace(0, T - 1, min(T, SHEET)).round().astype(int).tolist()
     wanted = frames[np.union1d(sheet, np.arange(begin, T)).astype(int)]
-    parts = (wanted[wanted["source"] == k] for k in range(len(sources)))
-    images = prefetch(image for path, part in zip(sources, parts) for image in crops(path, part, model.size))
+    parts = ([some[some["source"] == k] for some in (wanted, frames)] for k in range(len(sources)))
+    images = prefetch(image for path, (part, whole) in zip(sources, parts)
+                      for image in crops(path, part, model.size, whole))
     shown = {k: next(images) for k in sheet if k < begin}
 
     bar = tqdm(total=T, initial=begin, desc="2/2 encode", unit="frame", mininterval=0.5)

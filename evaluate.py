@@ -217,8 +217,8 @@ def items(e, videos, per):
 def training_video(e):
     """The crops of its source, if that is there, and the pictures of their codes. Video k is shot k."""
     def crops(k, wanted):
-        rows = [e.facts["frames"][e.shots[k][0] + t] for t in wanted]           # a shot is of one source
-        return embed.crops(e.source[rows[0].get("source", 0)], rows, e.model.size)
+        shot = e.facts["frames"][slice(*e.shots[k])]                            # of one source
+        return embed.crops(e.source[shot[0].get("source", 0)], [shot[t] for t in wanted], e.model.size, shot)
 
     def reconstruction(k, wanted):
         return pictures(e, torch.from_numpy(e.codes[e.shots[k][0] + np.array(wanted)]))
