@@ -369,7 +369,8 @@ def load_latents(path):
 
 
 def load_training_set(paths, window, log=sys.stderr):
-    """Codes of all files in one array, (N, L, D), with the clips of all; checks that they fit together."""
+    """Codes of all files in one array, (N, L, D), with the clips of all, what else is known of the first;
+    checks that they fit together."""
     parts, names = [load_latents(path) for path in paths], ", ".join(map(str, paths))
     kinds = {f"{codes.shape[1]} x {codes.shape[2]} of {meta['model']['name']} ({meta['model']['sha256']})"
              for codes, meta in parts}

@@ -213,6 +213,7 @@ class VideoWriter:
 
     @contextlib.contextmanager
     def _told(self):
+        """Refusals of FFmpeg and of the disk in words."""
         try:
             yield
         except (av.FFmpegError, OSError) as error:  # no such folder, disk full, larger than H.264 allows
